@@ -1,0 +1,36 @@
+"""Shared fixtures: where the golden numbers lie, and one thread per test process for repeatable sums."""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+import helpers  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def goldens() -> Path:
+    """Folder with the full set of golden numbers; tests that need it are skipped where it is absent."""
+    path = Path(os.environ.get("STYLEGAN_ROOTED_GOLDENS", ROOT.parent / "shared" / "goldens"))
+    if not path.is_dir():
+        pytest.skip("the full golden numbers are not here (set STYLEGAN_ROOTED_GOLDENS); tests/data still covers a part")
+    return path
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """The small copy of the most telling goldens that travels with the repository."""
+    return ROOT / "tests" / "data"
+
+
+def pytest_terminal_summary(terminalreporter) -> None:
+    """Print the worst relative error seen per group of comparisons."""
+    rows = helpers.worst_errors()
+    if rows:
+        terminalreporter.section("numeric agreement (worst relative error per group)")
+        for group, (count, rel, bound, what) in rows.items():
+            terminalreporter.write_line(f"{group:<28} {count:>6} checks  worst {rel:.2e} of {bound:.0e} allowed at {what}")
