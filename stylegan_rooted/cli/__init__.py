@@ -1,0 +1,93 @@
+"""The command line. A lazy group: `--help` imports no torch, and a command's module is imported when it is called.
+
+Exit codes: 0 done, 1 the work could not be done (one line `Error: …`), 2 wrong usage, 130 interrupted.
+"""
+
+import importlib
+import os
+import sys
+
+import click
+
+from stylegan_rooted import __version__
+
+COMMANDS = {
+    "demo": "Fine-tune the embedded network on emoji, with a report; needs nothing else.",
+    "finetune": "Fine-tune a network pickle on a folder or zip of images (or train from scratch).",
+    "generate": "Write one PNG per seed.",
+    "grid": "Write one PNG with rows and columns of images.",
+    "report": "Measure FID/KID of a network against data and write report.json and report.html.",
+    "inspect": "Tell what is in a pickle without executing it.",
+    "dataset": "Build a training zip from a folder or zip of images.",
+}
+USER_ERRORS = (ValueError, OSError)
+
+
+class LazyGroup(click.Group):
+    """A group that knows its commands' names and one-line helps without importing them."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in COMMANDS:
+            return None
+        return importlib.import_module(f"stylegan_rooted.cli.{name}").command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="stylegan-rooted")
+def group() -> None:
+    """Fine-tune StyleGAN2-ADA networks with the logistic loss or the Rooted Logistic Objective.
+
+    Each command has its own --help. Messages go to stderr, results that machines read go to stdout.
+    """
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the command line and exit; user errors become one line on stderr."""
+    try:
+        group.main(args=argv, prog_name="stylegan-rooted", standalone_mode=False)
+    except click.exceptions.Exit as e:
+        sys.exit(e.exit_code)
+    except click.UsageError as e:
+        hint = f" (see {e.ctx.command_path} --help)" if e.ctx is not None else ""
+        fail(f"{one_line(e.format_message())}{hint}", 2)
+    except click.ClickException as e:
+        fail(one_line(e.format_message()), e.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        fail("interrupted", 130)
+    except BrokenPipeError:
+        sys.stdout = open(os.devnull, "w")  # the reader of our output left: nothing to say, nobody to say it to
+        sys.exit(1)
+    except USER_ERRORS as e:
+        if os.environ.get("STYLEGAN_ROOTED_TRACEBACK"):
+            raise
+        fail(describe(e), 1)
+    except RuntimeError as e:
+        if type(e).__name__ not in ("TrainingDiverged", "MetricUnavailable") or os.environ.get("STYLEGAN_ROOTED_TRACEBACK"):
+            raise
+        fail(one_line(str(e)), 1)
+
+
+def fail(message: str, code: int) -> None:
+    """One line on stderr, then exit."""
+    click.echo(f"Error: {message}", err=True)
+    sys.exit(code)
+
+
+def describe(error: BaseException) -> str:
+    """An exception as one line that names the file where the system did."""
+    if isinstance(error, OSError) and error.strerror:
+        name = f"{error.filename}: " if error.filename else ""
+        return one_line(f"{name}{error.strerror}")
+    return one_line(str(error) or type(error).__name__)
+
+
+def one_line(text: str) -> str:
+    """White space folded, line breaks gone."""
+    return " ".join(text.split())

@@ -1,0 +1,198 @@
+"""Click options made from dataclass fields (one default, one place), in groups, with every default shown."""
+
+import contextlib
+import dataclasses
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import click
+
+
+@dataclasses.dataclass(frozen=True)
+class Field:
+    """One command-line option and the configuration field it sets (`section.name`, or `name` at the top)."""
+
+    flag: str
+    target: str
+    help: str
+    type: Any = str
+    group: str = "General"
+    auto: str | None = None
+
+    @property
+    def parameter(self) -> str:
+        """The click parameter's name."""
+        return "opt_" + self.target.replace(".", "__")
+
+
+class GroupedCommand(click.Command):
+    """A command whose --help lists its options by group, in the order of their definition."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        groups: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if record is not None:
+                groups.setdefault(getattr(parameter, "group", "General"), []).append(record)
+        for name, rows in groups.items():
+            with formatter.section(name):
+                formatter.write_dl(rows)
+
+
+class GroupedOption(click.Option):
+    """An option that knows its group."""
+
+    def __init__(self, *args: Any, group: str = "General", **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.group = group
+
+
+def field_options(fields: list[Field], defaults: Any) -> Callable:
+    """Decorator: one option per field. Unset options are None, so that a --config file shows through."""
+
+    def decorate(function: Callable) -> Callable:
+        for f in reversed(fields):
+            default = get_field(defaults, f.target)
+            shown = f.auto if default is None and f.auto else default_text(default)
+            help_text = f"{f.help} [default: {shown}]" if shown != "" else f.help
+            function = click.option(f.flag, f.parameter, type=f.type, default=None, help=help_text, cls=GroupedOption,
+                                    group=f.group)(function)
+        return function
+
+    return decorate
+
+
+def default_text(value: Any) -> str:
+    """A default as a user would type it."""
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def get_field(config: Any, target: str) -> Any:
+    """`config.section.name` for "section.name"."""
+    for part in target.split("."):
+        config = getattr(config, part)
+    return config
+
+
+def apply_fields(config: Any, fields: list[Field], values: dict[str, Any]) -> Any:
+    """`config` with every option that was given replaced. Errors of a value itself are usage errors.
+
+    Fields of one section are replaced together, since they are checked against each other.
+    """
+    sections: dict[str, dict[str, Any]] = {}
+    for f in fields:
+        value = values.get(f.parameter)
+        if value is None:
+            continue
+        section, _, name = f.target.rpartition(".")
+        sections.setdefault(section, {})[name] = value
+    with usage_errors():
+        for section, changes in sections.items():
+            part = dataclasses.replace(getattr(config, section), **changes) if section else None
+            config = dataclasses.replace(config, **({section: part} if section else changes))
+    return config
+
+
+@contextlib.contextmanager
+def usage_errors() -> Iterator[None]:
+    """ValueErrors inside are wrong usage (exit code 2)."""
+    try:
+        yield
+    except ValueError as e:
+        raise click.UsageError(str(e), click.get_current_context(silent=True)) from e
+
+
+class IntOrNone(click.ParamType):
+    """An integer, or `none`, which the field stores as -1 → None."""
+
+    name = "INT|none"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if isinstance(value, int):
+            return value
+        if str(value).lower() == "none":
+            return -1
+        try:
+            return int(value)
+        except ValueError:
+            self.fail(f"{value!r} is neither a whole number nor none", param, ctx)
+
+
+class CommaList(click.ParamType):
+    """Comma-separated words as a tuple."""
+
+    name = "LIST"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
+        return value if isinstance(value, tuple) else tuple(v.strip() for v in str(value).split(",") if v.strip())
+
+
+def say(message: str) -> None:
+    """A line for people: stderr."""
+    click.echo(message, err=True)
+
+
+class TrainingBar:
+    """A progress bar with ETA on stderr, redrawn at most ten times a second; silent where stderr is no terminal."""
+
+    def __init__(self, length: int, label: str = "Training") -> None:
+        self.length = max(length, 1)
+        self.label = label
+        self.done = 0
+        self.start = time.monotonic()
+        self.drawn = 0.0
+        self.visible = sys.stderr.isatty()
+
+    def __enter__(self) -> "TrainingBar":
+        self.draw()
+        return self
+
+    def __exit__(self, *exc: Any) -> None:
+        if self.visible:
+            self.draw(force=True)
+            sys.stderr.write("\n")
+
+    def update(self, num: int) -> None:
+        """`num` more images are done."""
+        self.done += num
+        self.draw()
+
+    def say(self, message: str) -> None:
+        """A line above the bar."""
+        if self.visible:
+            sys.stderr.write("\r\x1b[K")
+        say(message)
+        self.draw(force=True)
+
+    def draw(self, force: bool = False) -> None:
+        now = time.monotonic()
+        if not self.visible or (not force and now - self.drawn < 0.1):
+            return
+        self.drawn = now
+        share = min(self.done / self.length, 1.0)
+        rate = self.done / max(now - self.start, 1e-6)
+        eta = clock((self.length - self.done) / rate) if self.done and share < 1 else clock(now - self.start)
+        word = "ETA" if share < 1 else "in"
+        filled = int(share * 30)
+        sys.stderr.write(f"\r\x1b[K{self.label} [{'#' * filled}{'-' * (30 - filled)}] {share:6.1%}  "
+                         f"{self.done / 1000:.2f}/{self.length / 1000:.2f} kimg  {rate:.1f} img/s  {word} {clock_text(eta)}")
+        sys.stderr.flush()
+
+
+def clock(seconds: float) -> int:
+    """Whole seconds, never negative."""
+    return max(int(seconds), 0)
+
+
+def clock_text(seconds: int) -> str:
+    """h:mm:ss or mm:ss."""
+    hours, rest = divmod(seconds, 3600)
+    return f"{hours}:{rest // 60:02d}:{rest % 60:02d}" if hours else f"{rest // 60:02d}:{rest % 60:02d}"

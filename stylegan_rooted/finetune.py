@@ -1,0 +1,395 @@
+"""Set up a fine-tuning run from its configuration and let `training.training_loop` train it."""
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from dnnlib import EasyDict
+from stylegan_rooted import evaluation, losses, presets
+from torch_utils import images, misc, seeding
+from training import network_pickle, run_dir
+from training.ada import AdaController
+from training.augment import AUGMENT_PRESETS, AugmentPipe
+from training.config import AugmentConfig, FinetuneConfig, LossConfig, NetworkConfig
+from training.dataset import ImageDataset, InfiniteSampler, check_fits, grid_indices, iterate_batches
+from training.loss import GanLoss
+from training.network_pickle import NetworkPickle
+from training.networks import Discriminator, Generator
+from training.phases import build_phases
+from training.precision import FullPrecision
+from training.stats import Scalar, StatsCollector
+from training.training_loop import ADA_INTERVAL, Grid, Progress, Run, render_grid, train
+
+Say = Callable[[str], None]
+
+
+def run(config: FinetuneConfig, *, say: Say, progress_bar: Callable[..., Any] | None = None,
+        grid_size: tuple[int, int] | None = None) -> Path:
+    """Fine-tune as `config` says; returns the run directory.
+
+    Args:
+        config: Options; every None is resolved here from checkpoint and data.
+        say: Receives lines for people.
+        progress_bar: Context-manager factory `progress_bar(length)` with `.update(n)`; None shows none.
+        grid_size: (columns, rows) of the image grids; None: the family's 8K grid.
+
+    Raises:
+        ValueError, OSError: Something the user can mend; nothing has been written then.
+        TrainingDiverged: See `training_loop.train`.
+    """
+    plan = prepare(config)
+    config = plan.config
+    configure_torch(config, plan.device)
+    path = run_dir.create(config.runtime.outdir, describe(plan))
+    say(f"Run folder: {path}")
+    say(f"Device: {plan.device}, {torch.get_num_threads()} threads"
+        if plan.device.type == "cpu" else f"Device: {plan.device} ({torch.cuda.get_device_name(plan.device)})")
+    training_run = build_run(plan, path, grid_size)
+    write_start(training_run, plan)
+    hooks = RunHooks(training_run, say, progress_bar)
+    with hooks, catch_signals(hooks):
+        train(training_run, hooks)
+    say(f"Done: {path}")
+    return path
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What `prepare` found: the resolved configuration, device, data, and the checkpoint (None from scratch)."""
+
+    config: FinetuneConfig
+    device: torch.device
+    dataset: ImageDataset
+    checkpoint: NetworkPickle | None
+
+
+def check_options(config: FinetuneConfig) -> None:
+    """Check what can be checked without checkpoint and data.
+
+    Raises:
+        ValueError: An option's value is wrong in itself.
+    """
+    losses.build_loss(config.loss.name, **loss_options(config))
+    if config.augment.augpipe not in AUGMENT_PRESETS:
+        raise ValueError(f"--augpipe {config.augment.augpipe} is unknown; one of {', '.join(AUGMENT_PRESETS)}")
+    if config.cfg not in presets.CFG_NAMES:
+        raise ValueError(f"--cfg {config.cfg} is unknown; one of {', '.join(presets.CFG_NAMES)}")
+    if config.loss.name != "rooted":
+        defaults = LossConfig()
+        for option in ("k", "tail", "tail_at", "scale", "acts_on"):
+            if getattr(config.loss, option) != getattr(defaults, option):
+                raise ValueError(f"--{option.replace('_', '-')} is for --loss rooted, not --loss {config.loss.name}; drop one")
+
+
+def prepare(config: FinetuneConfig) -> Plan:
+    """Open checkpoint and data, check that they fit, resolve the configuration. Writes nothing."""
+    check_options(config)
+    device = resolve_device(config.runtime.device)
+    check_outdir(config.runtime.outdir or ".")
+    checkpoint = None if config.resume in ("none", "noresume") else network_pickle.load(config.resume)
+    resolution = checkpoint.G_ema.img_resolution if checkpoint else config.network.resolution
+    dataset = ImageDataset(config.data.path, resolution=None, use_labels=config.data.cond, max_size=config.data.subset,
+                           xflip=config.data.mirror, random_seed=config.runtime.seed)
+    if config.data.subset is not None and config.data.subset > dataset.num_source_images:
+        raise ValueError(f"--subset {config.data.subset} is more than the {dataset.num_source_images} images of {config.data.path}")
+    if checkpoint:
+        G = checkpoint.G_ema
+        check_fits(resolution=dataset.resolution, num_channels=dataset.num_channels, label_dim=dataset.label_dim,
+                   want_resolution=G.img_resolution, want_channels=G.img_channels, want_label_dim=G.c_dim,
+                   data=config.data.path, network=config.resume)
+    elif resolution is not None and resolution != dataset.resolution:
+        check_fits(resolution=dataset.resolution, num_channels=dataset.num_channels, label_dim=dataset.label_dim,
+                   want_resolution=resolution, want_channels=dataset.num_channels, want_label_dim=dataset.label_dim,
+                   data=config.data.path, network="--resolution")
+    facts = None
+    if checkpoint:
+        mbstd = getattr(checkpoint.D.b4, "mbstd", None)
+        facts = presets.Checkpoint(resolution=dataset.resolution, mbstd_group=mbstd.group_size if mbstd else None)
+    config = presets.resolve(config, resolution=dataset.resolution, checkpoint=facts, device=device.type)
+    if not checkpoint and device.type != "cpu" and config.network.num_fp16_res == 0:
+        config = replace(config, network=replace(config.network, num_fp16_res=4))
+    return Plan(config=config, device=device, dataset=dataset, checkpoint=checkpoint)
+
+
+def resolve_device(name: str) -> torch.device:
+    """`auto` is cuda where there is one.
+
+    Raises:
+        ValueError: CUDA asked for and not there.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"--device {name}: this torch ({torch.__version__}) sees no CUDA device; use --device cpu")
+    return torch.device(name)
+
+
+def check_outdir(outdir: str) -> None:
+    """Refuse a folder that cannot be written, before any work."""
+    path = Path(outdir)
+    existing = next(p for p in [path, *path.absolute().parents] if p.exists())
+    if not existing.is_dir():
+        raise NotADirectoryError(f"--outdir {outdir}: {existing} is a file; name a folder")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise PermissionError(f"--outdir {outdir}: no permission to write in {existing}")
+
+
+def configure_torch(config: FinetuneConfig, device: torch.device) -> None:
+    """Threads and cuDNN modes of this process."""
+    if config.runtime.threads:
+        torch.set_num_threads(config.runtime.threads)
+    if device.type == "cuda":
+        torch.backends.cudnn.benchmark = not config.runtime.nobench
+        torch.backends.cuda.matmul.allow_tf32 = config.runtime.tf32
+        torch.backends.cudnn.allow_tf32 = config.runtime.tf32
+    else:
+        torch.set_flush_denormal(True)
+
+
+def loss_options(config: FinetuneConfig) -> dict[str, Any]:
+    """Arguments of `losses.build_loss`."""
+    if config.loss.name != "rooted":
+        return {}
+    kwargs = {"k": config.loss.k, "tail": config.loss.tail, "tail_at": config.loss.tail_at, "acts_on": config.loss.acts_on}
+    try:
+        kwargs["scale"] = float(config.loss.scale)
+    except ValueError:
+        kwargs["scale"] = config.loss.scale
+    return kwargs
+
+
+def describe(plan: Plan) -> str:
+    """The run's name after its number (spec section 2, "Run name")."""
+    config, parts = plan.config, [plan.dataset.name or "data"]
+    if config.data.cond:
+        parts.append("cond")
+    if config.data.subset:
+        parts.append(f"subset{config.data.subset}")
+    if config.data.mirror:
+        parts.append("mirror")
+    parts.append(f"{config.cfg}1" if config.cfg == "auto" else config.cfg)
+    parts.append(config.loss.name if config.loss.name != "rooted" else f"rooted-k{config.loss.k}")
+    parts.append(f"gamma{config.loss.gamma:g}")
+    parts.append(f"kimg{config.schedule.kimg:g}")
+    parts.append(f"batch{config.optim.batch}")
+    if config.augment.aug != "ada":
+        parts.append(config.augment.aug)
+    if config.augment.p is not None:
+        parts.append(f"p{config.augment.p:g}")
+    parts.append("noresume" if plan.checkpoint is None else "resumecustom")
+    if config.optim.freezed:
+        parts.append(f"freezed{config.optim.freezed}")
+    if config.runtime.desc:
+        parts.append(config.runtime.desc)
+    return "-".join(parts)
+
+
+def build_networks(plan: Plan) -> tuple[torch.nn.Module, torch.nn.Module, torch.nn.Module]:
+    """G, D, G_ema on the device: the checkpoint's own, or new ones of the configured architecture."""
+    config, dataset = plan.config, plan.dataset
+    if plan.checkpoint is None:
+        with seeding.scoped(config.runtime.seed, "init"):
+            G, D = new_networks(config.network, dataset, config.optim.freezed)
+        G_ema = deepcopy(G)
+    else:
+        G, D, G_ema = plan.checkpoint.G, plan.checkpoint.D, plan.checkpoint.G_ema
+        if config.optim.freezed:
+            kwargs = deepcopy(D.init_kwargs)
+            kwargs.block_kwargs = EasyDict({**kwargs.get("block_kwargs", {}), "freeze_layers": config.optim.freezed})
+            frozen = Discriminator(**kwargs)
+            misc.copy_params_and_buffers(D, frozen.requires_grad_(False), require_all=True)
+            D = frozen
+    return tuple(net.to(plan.device).requires_grad_(False) for net in (G.train(), D.train(), G_ema.eval()))
+
+
+def new_networks(net: NetworkConfig, dataset: ImageDataset, freezed: int) -> tuple[Generator, Discriminator]:
+    """A generator and a discriminator of the configured architecture."""
+    common = {"c_dim": dataset.label_dim, "img_resolution": dataset.resolution, "img_channels": dataset.num_channels}
+    width = {"channel_base": net.channel_base, "channel_max": net.channel_max, "num_fp16_res": net.num_fp16_res,
+             "conv_clamp": net.conv_clamp}
+    G = Generator(z_dim=net.z_dim, w_dim=net.w_dim, mapping_kwargs=EasyDict(num_layers=net.map_depth),
+                  synthesis_kwargs=EasyDict(width), **common)
+    D = Discriminator(architecture=net.d_architecture, **width, **common,
+                      block_kwargs=EasyDict(freeze_layers=freezed), mapping_kwargs=EasyDict(),
+                      epilogue_kwargs=EasyDict(mbstd_group_size=net.mbstd_group))
+    return G, D
+
+
+def build_augmentation(config: AugmentConfig, device: torch.device) -> tuple[AugmentPipe | None, AdaController | None]:
+    """The pipe (None for noaug) and its controller (None unless ada)."""
+    if config.aug == "noaug":
+        return None, None
+    pipe = AugmentPipe(**AUGMENT_PRESETS[config.augpipe]).train().requires_grad_(False).to(device)
+    pipe.p.fill_(config.p or 0.0)
+    if config.aug == "fixed":
+        return pipe, None
+    return pipe, AdaController(target=config.target, interval=ADA_INTERVAL, ada_kimg=config.ada_kimg, p_max=config.p_max)
+
+
+def build_run(plan: Plan, path: Path, grid_size: tuple[int, int] | None) -> Run:
+    """Assemble networks, loss, phases and data into a `Run`."""
+    config, dataset, device = plan.config, plan.dataset, plan.device
+    G, D, G_ema = build_networks(plan)
+    precision = FullPrecision(*((G, D, G_ema) if device.type == "cpu" else ()))
+    pipe, ada = build_augmentation(config.augment, device)
+    adversarial = losses.build_loss(config.loss.name, **loss_options(config))
+    stats = StatsCollector()
+
+    def report(name: str, value: torch.Tensor) -> None:
+        stats.report(name, value)
+        if ada is not None and name == "Loss/signs/real":
+            ada.observe(value)
+
+    sampler = InfiniteSampler(dataset, seed=config.runtime.seed)
+    loss = GanLoss(G, D, adversarial, augment_pipe=pipe, style_mixing_prob=config.loss.style_mixing,
+                   r1_gamma=config.loss.gamma, pl_weight=config.loss.pl_weight, report=report)
+    return Run(
+        config=config, path=path, device=device, dataset=dataset, adversarial=adversarial,
+        batches=iter(iterate_batches(dataset, sampler, config.optim.batch, num_workers=config.data.workers)),
+        G=G, D=D, G_ema=G_ema, augment_pipe=pipe, ada=ada, precision=precision, stats=stats, loss=loss,
+        phases=build_phases(G, D, lr_g=config.optim.glr, lr_d=config.optim.dlr,
+                            betas=(config.optim.beta1, config.optim.beta2), eps=config.optim.eps,
+                            g_reg_interval=config.optim.g_reg_interval, d_reg_interval=config.optim.d_reg_interval),
+        grid=fixed_grid(dataset, G.z_dim, config.runtime.seed, grid_size),
+        progress=Progress(total_nimg=round(config.schedule.kimg * 1000), tick_nimg=round(config.schedule.tick * 1000)),
+        training_set_kwargs=training_set_kwargs(config, dataset),
+    )
+
+
+def fixed_grid(dataset: ImageDataset, z_dim: int, seed: int, size: tuple[int, int] | None) -> Grid:
+    """Latents and labels behind every fakes*.png; labels are those of the images in reals.png."""
+    size, indices = grid_indices(dataset, size)
+    z = torch.randn([len(indices), z_dim], generator=seeding.generator(seed, "grid"))
+    labels = torch.stack([torch.as_tensor(dataset.get_label(i), dtype=torch.float32) for i in indices])
+    return Grid(size=size, z=z, c=labels, indices=indices)
+
+
+def training_set_kwargs(config: FinetuneConfig, dataset: ImageDataset) -> dict[str, Any]:
+    """The data set's record inside snapshots, in the family's form."""
+    kwargs = {
+        "class_name": "training.dataset.ImageFolderDataset",
+        "path": config.data.path,
+        "use_labels": config.data.cond,
+        "max_size": config.data.subset or dataset.num_source_images,
+        "xflip": config.data.mirror,
+        "resolution": dataset.resolution,
+    }
+    return {**kwargs, "random_seed": config.runtime.seed} if config.data.subset else kwargs
+
+
+def write_start(run: Run, plan: Plan) -> None:
+    """What the folder holds before the first step: options, environment, reals.png, fakes_init.png."""
+    run_dir.write_json(run.path / "training_options.json", run.config.to_dict())
+    record = run_dir.environment(run.device)
+    record["data"] = {"path": str(run.config.data.path), "num_images": run.dataset.num_source_images,
+                      "resolution": run.dataset.resolution, "fingerprint": run.dataset.fingerprint()}
+    record["resume"] = ({"path": run.config.resume, "sha256": plan.checkpoint.sha256} if plan.checkpoint else None)
+    run_dir.write_json(run.path / "environment.json", record)
+    reals = np.stack([run.dataset[i][0] for i in run.grid.indices])
+    images.save_grid(run.path / "reals.png", torch.from_numpy(reals), grid_size=run.grid.size)
+    images.save_grid(run.path / "fakes_init.png", render_grid(run), grid_size=run.grid.size)
+
+
+class RunHooks:
+    """Beside training: progress bar, tick lines, TensorBoard, metrics at snapshots, a clean stop on a signal."""
+
+    def __init__(self, run: Run, say: Say, progress_bar: Callable[..., Any] | None) -> None:
+        self.run = run
+        self.say = say
+        self.stop_requested: str | None = None
+        self._bar_factory = progress_bar or (lambda length: nullcontext())
+        self._bar_context: Any = None
+        self._bar: Any = None
+        self._nonfinite_shown = 0
+        self._clamp_shown = False
+        self._evaluator = evaluation.for_run(run)
+        self._events = open_tensorboard(run.path)
+
+    def __enter__(self) -> "RunHooks":
+        self._bar_context = self._bar_factory(self.run.progress.total_nimg)
+        self._bar = self._bar_context.__enter__()
+        return self
+
+    def __exit__(self, *exc: Any) -> None:
+        self._bar_context.__exit__(*exc)
+        if self._events is not None:
+            self._events.close()
+
+    def on_step(self, run: Run) -> None:
+        if self._bar is not None:
+            self._bar.update(run.config.optim.batch)
+
+    def on_tick(self, run: Run, scalars: dict[str, Scalar], status: str) -> None:
+        self.say(status)
+        progress = run.progress
+        if progress.num_nonfinite > self._nonfinite_shown:
+            self._nonfinite_shown = progress.num_nonfinite
+            self.say(f"Warning: {progress.num_nonfinite} steps so far had non-finite gradients and were left out "
+                     f"(the run ends past {run.config.optim.max_nonfinite})")
+        if run.ada is not None and run.ada.binding and not self._clamp_shown:
+            self._clamp_shown = True
+            self.say(f"Warning: ADA wants more augmentation than --p-max {run.config.augment.p_max}; the discriminator overfits: "
+                     "more data, a larger --gamma or an earlier stop may help")
+        if self._events is not None:
+            for name, scalar in scalars.items():
+                self._events.add_scalar(name, scalar.mean, global_step=progress.cur_nimg // 1000,
+                                        walltime=progress.tick_end_time)
+
+    def on_snapshot(self, run: Run, path: Path) -> None:
+        if self._evaluator is None:
+            return
+        start = time.time()
+        with run.precision.original() if run.device.type != "cpu" else nullcontext():
+            rows, problem = self._evaluator.evaluate(run.G_ema)
+        if problem:
+            self.say(f"Metrics left out: {problem} (training goes on)")
+        for row in rows:
+            record = evaluation.jsonl_record(row, snapshot=path.name, nimg=run.progress.cur_nimg, seconds=time.time() - start)
+            run_dir.append_jsonl(run.path / f"metric-{row.name.lower()}.jsonl", record)
+            self.say(f"{row.name} {row.value:.4g}" + (f" ± {row.spread:.2g}" if row.spread is not None else "")
+                     + f"  ({row.num_fake} generated against {row.num_real} real images; {row.extractor})")
+            if self._events is not None:
+                self._events.add_scalar(f"Metrics/{row.name}", row.value, global_step=run.progress.cur_nimg // 1000)
+
+    def should_stop(self, run: Run) -> bool:
+        if self.stop_requested:
+            self.say(f"{self.stop_requested}: stopping after this step with a snapshot")
+        return self.stop_requested is not None
+
+
+@contextmanager
+def catch_signals(hooks: RunHooks) -> Iterator[None]:
+    """Turn the first Ctrl-C or SIGTERM into a clean stop; the second one interrupts at once."""
+
+    def request_stop(number: int, frame: Any) -> None:
+        if hooks.stop_requested:
+            raise KeyboardInterrupt
+        hooks.stop_requested = signal.Signals(number).name
+
+    try:
+        previous = {number: signal.signal(number, request_stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not the main thread: signals are somebody else's
+        previous = {}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def open_tensorboard(path: Path) -> Any:
+    """A TensorBoard writer where the extra is installed, else None."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return None
+    return SummaryWriter(str(path))

@@ -1,0 +1,262 @@
+"""Everything that decides a training run, as frozen dataclasses that validate themselves.
+
+One default, one place: the fields here. The command line reads its options and defaults from them and prints them back as
+JSON (`--dry-run`). A value of None means "auto": `stylegan_rooted.presets.resolve` fills it from the checkpoint and data.
+Knows nothing of torch.
+"""
+
+import dataclasses
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+AUG_MODES = ("ada", "fixed", "noaug")
+METRICS = ("fid", "kid", "none")
+DETECTORS = ("embedded", "inception")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which images are shown."""
+
+    path: str = ""
+    cond: bool = False
+    subset: int | None = None
+    mirror: bool = False
+    workers: int = 0
+
+    def __post_init__(self) -> None:
+        _at_least("--subset", self.subset, 1)
+        _at_least("--workers", self.workers, 0)
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """Architecture of a run from scratch. With a checkpoint all of it comes from the checkpoint."""
+
+    resolution: int | None = None
+    channel_base: int | None = None
+    channel_max: int = 512
+    z_dim: int = 512
+    w_dim: int = 512
+    map_depth: int | None = None
+    mbstd_group: int | None = None
+    d_architecture: str = "resnet"
+    conv_clamp: float | None = 256.0
+    num_fp16_res: int = 0
+
+    def __post_init__(self) -> None:
+        _at_least("--cbase", self.channel_base, 4)
+        _at_least("--cmax", self.channel_max, 1)
+        _at_least("--map-depth", self.map_depth, 1)
+        _at_least("--mbstd-group", self.mbstd_group, 1)
+        if self.resolution is not None and (self.resolution < 8 or self.resolution & (self.resolution - 1)):
+            raise ValueError(f"--resolution {self.resolution} is not a power of two of at least 8")
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """The adversarial objective and its regularisers."""
+
+    name: str = "rooted"
+    k: str = "2"
+    tail: str = "none"
+    tail_at: float | None = None
+    scale: str = "paper"
+    acts_on: str = "both"
+    gamma: float | None = None
+    pl_weight: float = 2.0
+    style_mixing: float = 0.9
+
+    def __post_init__(self) -> None:
+        _between("--gamma", self.gamma, 0, math.inf)
+        _between("--pl-weight", self.pl_weight, 0, math.inf)
+        _between("--style-mixing", self.style_mixing, 0, 1)
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """Discriminator augmentation (Karras et al. 2020a)."""
+
+    aug: str = "ada"
+    augpipe: str = "bgc"
+    p: float | None = None
+    target: float | None = None
+    p_max: float = 0.85
+    ada_kimg: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.aug not in AUG_MODES:
+            raise ValueError(f"--aug {self.aug} is unknown; one of {', '.join(AUG_MODES)}")
+        _between("--p", self.p, 0, 1)
+        _between("--target", self.target, 0, 1)
+        _between("--p-max", self.p_max, 0, 1)
+        if self.aug == "fixed" and self.p is None:
+            raise ValueError("--aug fixed needs --p, the fixed augmentation probability in [0, 1]")
+        if self.aug != "fixed" and self.p is not None:
+            raise ValueError(f"--p is for --aug fixed only, not --aug {self.aug}; drop one of the two")
+        if self.aug != "ada" and self.target is not None:
+            raise ValueError(f"--target is for --aug ada only, not --aug {self.aug}; drop one of the two")
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """Adam, batch, moving average."""
+
+    batch: int | None = None
+    batch_gpu: int | None = None
+    glr: float | None = None
+    dlr: float | None = None
+    beta1: float = 0.0
+    beta2: float = 0.99
+    eps: float = 1e-8
+    g_reg_interval: int | None = 4
+    d_reg_interval: int | None = 16
+    ema_kimg: float | None = None
+    ema_rampup: float | None = None
+    freezed: int = 0
+    max_nonfinite: int = 20
+
+    def __post_init__(self) -> None:
+        _at_least("--batch", self.batch, 1)
+        _at_least("--batch-gpu", self.batch_gpu, 1)
+        _at_least("--freezed", self.freezed, 0)
+        _at_least("--max-nonfinite", self.max_nonfinite, 0)
+        for name, value in (("--glr", self.glr), ("--dlr", self.dlr)):
+            if value is not None and not (0 < value < math.inf):
+                raise ValueError(f"{name} {value} is not a positive number")
+        if self.batch is not None and self.batch_gpu is not None and self.batch % self.batch_gpu:
+            raise ValueError(f"--batch {self.batch} is not a multiple of --batch-gpu {self.batch_gpu}")
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """How long, how often."""
+
+    kimg: float = 1000.0
+    tick: float = 4.0
+    snap: int = 10
+
+    def __post_init__(self) -> None:
+        for name, value in (("--kimg", self.kimg), ("--tick", self.tick)):
+            if not (0 < value < math.inf):
+                raise ValueError(f"{name} {value} is not a positive number of thousand images")
+        _at_least("--snap", self.snap, 1)
+
+
+@dataclass(frozen=True)
+class MetricConfig:
+    """What is measured at snapshots."""
+
+    metrics: tuple[str, ...] = ("fid", "kid")
+    detector: str = "embedded"
+    detector_mode: str = "clean"
+    detector_file: str | None = None
+    num: int = 1000
+
+    def __post_init__(self) -> None:
+        for name in self.metrics:
+            if name not in METRICS:
+                raise ValueError(f"--metrics {name} is unknown; a comma list of {', '.join(METRICS)}")
+        if "none" in self.metrics and len(self.metrics) > 1:
+            raise ValueError("--metrics none cannot be combined with others")
+        if self.detector not in DETECTORS:
+            raise ValueError(f"--detector {self.detector} is unknown; one of {', '.join(DETECTORS)}")
+        _at_least("--metric-num", self.num, 2)
+
+
+@dataclass(frozen=True)
+class RuntimeConfig:
+    """Where and with what it runs."""
+
+    outdir: str = ""
+    seed: int = 0
+    device: str = "auto"
+    threads: int | None = None
+    tf32: bool = False
+    nobench: bool = False
+    desc: str | None = None
+
+    def __post_init__(self) -> None:
+        _at_least("--threads", self.threads, 1)
+        if self.device not in ("auto", "cpu", "cuda") and not self.device.startswith("cuda:"):
+            raise ValueError(f"--device {self.device} is unknown; one of auto, cpu, cuda, cuda:N")
+
+
+@dataclass(frozen=True)
+class FinetuneConfig:
+    """One run, whole. `to_dict` and `from_dict` are exact inverses; the JSON of `--dry-run` is `to_dict`."""
+
+    resume: str = "none"
+    cfg: str = "auto"
+    data: DataConfig = field(default_factory=DataConfig)
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    metric: MetricConfig = field(default_factory=MetricConfig)
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain nested dict of JSON types."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "FinetuneConfig":
+        """Build from `to_dict`'s form; absent fields take their defaults, unknown ones raise ValueError by name."""
+        return _build(cls, values, "")
+
+    def replace(self, **sections: Any) -> "FinetuneConfig":
+        """Copy with whole sections, or single fields given as `section__field=value`, replaced."""
+        direct = {k: v for k, v in sections.items() if "__" not in k}
+        nested: dict[str, dict[str, Any]] = {}
+        for key, value in sections.items():
+            if "__" in key:
+                section, name = key.split("__", 1)
+                nested.setdefault(section, {})[name] = value
+        for section, fields in nested.items():
+            direct[section] = dataclasses.replace(direct.get(section, getattr(self, section)), **fields)
+        return dataclasses.replace(self, **direct)
+
+
+def _build(cls: type, values: Any, where: str) -> Any:
+    if not isinstance(values, dict):
+        raise ValueError(f"--config: {where or 'the file'} should be an object of settings, got {type(values).__name__}")
+    known = {f.name: f for f in dataclasses.fields(cls)}
+    unknown = sorted(set(values) - set(known))
+    if unknown:
+        raise ValueError(f"--config: unknown setting {where + unknown[0]!r}; known here: {', '.join(known)}")
+    arguments = {}
+    for name, value in values.items():
+        section = known[name].default_factory
+        if section is not dataclasses.MISSING and dataclasses.is_dataclass(section):
+            value = _build(section, value, f"{where}{name}.")  # type: ignore[arg-type]
+        elif isinstance(value, list):
+            value = tuple(value)
+        _check_type(cls, name, value, where)
+        arguments[name] = value
+    return cls(**arguments)
+
+
+def _check_type(cls: type, name: str, value: Any, where: str) -> None:
+    annotation = str(cls.__dataclass_fields__[name].type)  # type: ignore[attr-defined]
+    annotation = {"<class 'int'>": "int", "<class 'float'>": "float", "<class 'str'>": "str", "<class 'bool'>": "bool"}.get(
+        annotation, annotation)
+    kinds = {"int": (int,), "float": (int, float), "str": (str,), "bool": (bool,), "None": (type(None),)}
+    allowed = [kinds[part.strip()] for part in annotation.split("|") if part.strip() in kinds]
+    if not allowed:
+        return
+    flat = tuple(kind for group in allowed for kind in group)
+    if not isinstance(value, flat) or (isinstance(value, bool) and bool not in flat):
+        raise ValueError(f"--config: {where}{name} should be {annotation}, got {value!r}")
+
+
+def _at_least(option: str, value: float | None, low: float) -> None:
+    if value is not None and not value >= low:
+        raise ValueError(f"{option} {value} is below {low}")
+
+
+def _between(option: str, value: float | None, low: float, high: float) -> None:
+    if value is not None and not low <= value <= high:
+        raise ValueError(f"{option} {value} is outside [{low}, {high}]")

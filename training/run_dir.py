@@ -1,0 +1,128 @@
+"""A run's folder: its name, its JSON and JSON-lines files, the record of the environment. Knows nothing of networks.
+
+Names and fields: spec training-and-metrics.md section 2.
+"""
+
+import json
+import math
+import os
+import platform
+import re
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+
+def create(outdir: str | os.PathLike, description: str) -> Path:
+    """Make and return `outdir/NNNNN-description`, NNNNN being one more than the largest number there.
+
+    Raises:
+        OSError: `outdir` is a file or cannot be written.
+    """
+    outdir = Path(outdir)
+    if outdir.exists() and not outdir.is_dir():
+        raise NotADirectoryError(f"--outdir {outdir} is a file; name a folder")
+    outdir.mkdir(parents=True, exist_ok=True)
+    description = re.sub(r"[^A-Za-z0-9._+=-]+", "_", description)
+    for _ in range(100):
+        numbers = [int(match[0]) for p in outdir.iterdir() if p.is_dir() and (match := re.match(r"\d+", p.name))]
+        path = outdir / f"{max(numbers, default=-1) + 1:05d}-{description}"
+        try:
+            path.mkdir()
+            return path
+        except FileExistsError:
+            continue
+    raise OSError(f"no free run number in {outdir}")
+
+
+def write_atomic(path: Path, data: bytes | str) -> None:
+    """Write `data` to `path` so that a reader sees the old file or the whole new one."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as f:
+            f.write(data.encode() if isinstance(data, str) else data)
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write indented JSON atomically; NaN and infinity become null."""
+    write_atomic(path, json.dumps(plain(value), indent=2) + "\n")
+
+
+def append_jsonl(path: Path, value: Any) -> None:
+    """Append one object as one line."""
+    with open(path, "a", encoding="utf-8") as f:
+        f.write(json.dumps(plain(value)) + "\n")
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """All complete lines of a JSON-lines file; a torn last line is left out; [] where there is no file."""
+    rows = []
+    if path.is_file():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                rows.append(json.loads(line))
+            except ValueError:
+                continue
+    return rows
+
+
+def plain(value: Any) -> Any:
+    """`value` as strict JSON types; non-finite floats become None."""
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, np.generic):
+        return plain(value.item())
+    return value
+
+
+def environment(device: torch.device | str) -> dict[str, Any]:
+    """What the numbers of a run may depend on beside its options: versions, processor, device, threads."""
+    device = torch.device(device)
+    record = {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "cuda": torch.version.cuda,
+        "device": str(device),
+        "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name(),
+        "num_threads": torch.get_num_threads(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
+    return record
+
+
+def processor_name() -> str:
+    """The processor's own name where the system tells it."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def cpu_mem_gib() -> float:
+    """Peak resident memory of this process in GiB; 0 where the system does not tell."""
+    try:
+        import resource
+    except ImportError:
+        return 0.0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**30 if sys.platform == "darwin" else peak / 2**20

@@ -1,0 +1,47 @@
+"""Scalar collector. Sums what is reported between two ticks; knows nothing of files or networks.
+
+The numbers per name are count, sum and sum of squares in float64 (spec: training-and-metrics.md section 2). Unlike the
+original's cumulative counters, every tick starts from zero, so one non-finite value spoils one tick and not the rest of the run.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Scalar:
+    """What one name collected since the last reset."""
+
+    num: int
+    mean: float
+    std: float
+
+    def as_dict(self) -> dict[str, float]:
+        """The object written to stats.jsonl."""
+        return {"num": self.num, "mean": self.mean, "std": self.std}
+
+
+class StatsCollector:
+    """Collects tensors and numbers by name; `report` is what losses call."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, torch.Tensor] = {}
+        self._last: dict[str, Scalar] = {}
+
+    def report(self, name: str, value: torch.Tensor | float) -> None:
+        """Add all elements of `value` to `name`. Stays on the value's device: no synchronisation."""
+        x = torch.as_tensor(value).detach().flatten().to(torch.float64)
+        moments = torch.stack([torch.full_like(x.sum(), x.numel()), x.sum(), x.square().sum()])
+        self._sums[name] = self._sums[name] + moments if name in self._sums else moments
+
+    def collect(self) -> dict[str, Scalar]:
+        """Return every name's scalar since the last call and start anew; names that got nothing keep their last value."""
+        for name, moments in self._sums.items():
+            num, total, squares = moments.tolist()
+            mean = total / num if num else math.nan
+            variance = max(squares / num - mean * mean, 0.0) if num and math.isfinite(squares) else math.nan
+            self._last[name] = Scalar(int(num), mean, math.sqrt(variance) if num > 1 else 0.0 if num else math.nan)
+        self._sums.clear()
+        return dict(self._last)

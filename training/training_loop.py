@@ -1,0 +1,264 @@
+"""The order of events of training, nothing else (spec: training-and-metrics.md section 2).
+
+What a run is made of comes in as a `Run`; what happens beside training (progress bar, metrics, TensorBoard) as `Hooks`.
+"""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from dnnlib.util import format_time
+from torch_utils import images, seeding
+from training import network_pickle, run_dir
+from training.ada import AdaController
+from training.config import FinetuneConfig
+from training.dataset import ImageDataset
+from training.ema import ema_beta, update_ema
+from training.loss import GanLoss
+from training.phases import Phase, count_nonfinite
+from training.precision import FullPrecision
+from training.stats import Scalar, StatsCollector
+
+ADA_INTERVAL = 4
+
+
+class TrainingDiverged(RuntimeError):
+    """More non-finite gradients than the run allows."""
+
+
+@dataclass
+class Progress:
+    """Where the run stands. A tick ends after the first step, then every `tick_nimg` images."""
+
+    total_nimg: int
+    tick_nimg: int
+    cur_nimg: int = 0
+    step: int = 0
+    tick: int = 0
+    tick_start_nimg: int = 0
+    start_time: float = field(default_factory=time.time)
+    tick_start_time: float = field(default_factory=time.time)
+    tick_end_time: float = field(default_factory=time.time)
+    maintenance_sec: float = 0.0
+    num_nonfinite: int = 0
+    stopped: bool = False
+
+    @property
+    def finished(self) -> bool:
+        """All images have been shown, or somebody asked to stop."""
+        return self.stopped or self.cur_nimg >= self.total_nimg
+
+    @property
+    def tick_due(self) -> bool:
+        """A tick ends here."""
+        return self.finished or self.tick == 0 or self.cur_nimg >= self.tick_start_nimg + self.tick_nimg
+
+    @property
+    def kimg_name(self) -> str:
+        """Six digits for file names: whole thousands of images."""
+        return f"{self.cur_nimg // 1000:06d}"
+
+
+@dataclass
+class Grid:
+    """The fixed latents and labels behind every fakes*.png."""
+
+    size: tuple[int, int]
+    z: torch.Tensor
+    c: torch.Tensor
+    indices: list[int]
+
+
+@dataclass
+class Run:
+    """Everything one training run works on."""
+
+    config: FinetuneConfig
+    path: Path
+    device: torch.device
+    dataset: ImageDataset
+    batches: Iterator[tuple[torch.Tensor, torch.Tensor]]
+    G: torch.nn.Module
+    D: torch.nn.Module
+    G_ema: torch.nn.Module
+    augment_pipe: torch.nn.Module | None
+    adversarial: Any
+    loss: GanLoss
+    phases: list[Phase]
+    ada: AdaController | None
+    stats: StatsCollector
+    grid: Grid
+    progress: Progress
+    precision: FullPrecision
+    training_set_kwargs: dict[str, Any]
+    rank: int = 0
+
+
+class Hooks(Protocol):
+    """What may happen beside training. A hook must not draw from torch's global random generator without restoring it."""
+
+    def on_step(self, run: Run) -> None: ...
+    def on_tick(self, run: Run, scalars: dict[str, Scalar], status: str) -> None: ...
+    def on_snapshot(self, run: Run, path: Path) -> None: ...
+    def should_stop(self, run: Run) -> bool: ...
+
+
+def train(run: Run, hooks: Hooks) -> None:
+    """Train until the configured number of real images has been shown or a hook says stop.
+
+    Raises:
+        TrainingDiverged: Too many steps had non-finite gradients; the last good networks have been saved.
+    """
+    progress = run.progress
+    while True:
+        step(run)
+        hooks.on_step(run)
+        progress.stopped = progress.stopped or hooks.should_stop(run)
+        diverged = progress.num_nonfinite > run.config.optim.max_nonfinite
+        if not (progress.tick_due or diverged):
+            continue
+        scalars, status = finish_tick(run)
+        hooks.on_tick(run, scalars, status)
+        if progress.finished or diverged or progress.tick % run.config.schedule.snap == 0:
+            hooks.on_snapshot(run, save_snapshot(run))
+        if diverged:
+            raise TrainingDiverged(
+                f"{progress.num_nonfinite} steps had non-finite gradients and were left out (limit --max-nonfinite "
+                f"{run.config.optim.max_nonfinite}); last state: {run.path / f'network-snapshot-{progress.kimg_name}.pkl'}. "
+                "Try a larger --gamma, a smaller --glr/--dlr, or --tail linear")
+        if progress.finished:
+            return
+        start_tick(progress)
+
+
+def step(run: Run) -> None:
+    """One turn: every due phase, the moving average, the augmentation strength."""
+    progress, config = run.progress, run.config
+    real_u8, real_c = next(run.batches)
+    real_img = images.from_uint8(real_u8.to(run.device))
+    real_c = real_c.to(run.device)
+    run.adversarial.advance(progress.cur_nimg)
+    for phase in run.phases:
+        if phase.due(progress.step):
+            step_phase(run, phase, real_img, real_c)
+    beta = ema_beta(len(real_img), progress.cur_nimg, config.optim.ema_kimg, config.optim.ema_rampup)
+    update_ema(run.G_ema, run.G, beta)
+    progress.cur_nimg += len(real_img)
+    progress.step += 1
+    if run.ada is not None and run.augment_pipe is not None:
+        run.augment_pipe.p.fill_(run.ada.update(len(real_img), progress.step))
+
+
+def step_phase(run: Run, phase: Phase, real_img: torch.Tensor, real_c: torch.Tensor) -> None:
+    """Accumulate one phase's gradients over the chunks of a batch, then step its optimiser.
+
+    A step with a non-finite gradient is left out and counted: it never reaches the weights.
+    """
+    start = time.perf_counter()
+    progress, seed = run.progress, run.config.runtime.seed
+    key = (run.rank, progress.cur_nimg, phase.name)
+    latents = seeding.generator(seed, "latents", *key)
+    gen_z = torch.randn([len(real_img), run.G.z_dim], generator=latents)
+    gen_c = random_labels(run.dataset, len(real_img), latents)
+    chunk = run.config.optim.batch_gpu
+    chunks = list(zip(real_img.split(chunk), real_c.split(chunk), gen_z.to(run.device).split(chunk),
+                      gen_c.to(run.device).split(chunk)))
+    phase.opt.zero_grad(set_to_none=True)
+    phase.module.requires_grad_(True)
+    for index, (x, c, z, zc) in enumerate(chunks):
+        with seeding.scoped(seed, "phase", *key, index):
+            run.loss.accumulate_gradients(phase.name, x, c, z, zc, gain=phase.interval / len(chunks))
+    phase.module.requires_grad_(False)
+    if count_nonfinite(phase.module):
+        progress.num_nonfinite += 1
+    else:
+        phase.opt.step()
+    run.stats.report("Progress/nonfinite", float(progress.num_nonfinite))
+    run.stats.report(f"Timing/{phase.name}", (time.perf_counter() - start) * 1000)
+
+
+def random_labels(dataset: ImageDataset, num: int, generator: torch.Generator) -> torch.Tensor:
+    """Labels of `num` uniformly drawn items, [num, label_dim] float32."""
+    index = torch.randint(len(dataset), [num], generator=generator)
+    if not dataset.label_dim:
+        return torch.zeros([num, 0])
+    return torch.stack([torch.as_tensor(dataset.get_label(int(i))) for i in index])
+
+
+def start_tick(progress: Progress) -> None:
+    """Begin the next tick's clock."""
+    progress.tick += 1
+    progress.tick_start_nimg = progress.cur_nimg
+    progress.tick_start_time = time.time()
+    progress.maintenance_sec = progress.tick_start_time - progress.tick_end_time
+
+
+def finish_tick(run: Run) -> tuple[dict[str, Scalar], str]:
+    """Close the tick's books: returns its scalars and status line; writes stats.jsonl and log.txt."""
+    progress = run.progress
+    progress.tick_end_time = now = time.time()
+    sec_per_tick = now - progress.tick_start_time
+    kimg_done = max(progress.cur_nimg - progress.tick_start_nimg, 1) / 1000
+    cpu_gib = run_dir.cpu_mem_gib()
+    gpu_gib = torch.cuda.max_memory_allocated(run.device) / 2**30 if run.device.type == "cuda" else 0.0
+    if run.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(run.device)
+    augment_p = float(run.augment_pipe.p) if run.augment_pipe is not None else 0.0
+    total_sec = now - progress.start_time
+    for name, value in {
+        "Progress/tick": progress.tick,
+        "Progress/kimg": progress.cur_nimg / 1000,
+        "Progress/augment": augment_p,
+        "Timing/total_sec": total_sec,
+        "Timing/sec_per_tick": sec_per_tick,
+        "Timing/sec_per_kimg": sec_per_tick / kimg_done,
+        "Timing/maintenance_sec": progress.maintenance_sec,
+        "Timing/total_hours": total_sec / 3600,
+        "Timing/total_days": total_sec / 86400,
+        "Resources/cpu_mem_gb": cpu_gib,
+        "Resources/peak_gpu_mem_gb": gpu_gib,
+    }.items():
+        run.stats.report(name, float(value))
+    scalars = run.stats.collect()
+    status = " ".join([
+        f"tick {progress.tick:<5d}",
+        f"kimg {progress.cur_nimg / 1000:<8.1f}",
+        f"time {format_time(total_sec):<12s}",
+        f"sec/tick {sec_per_tick:<7.1f}",
+        f"sec/kimg {sec_per_tick / kimg_done:<7.2f}",
+        f"maintenance {progress.maintenance_sec:<6.1f}",
+        f"cpumem {cpu_gib:<6.2f}",
+        f"gpumem {gpu_gib:<6.2f}",
+        f"augment {augment_p:.3f}",
+    ])
+    row: dict[str, Any] = {name: scalar.as_dict() for name, scalar in sorted(scalars.items())}
+    run_dir.append_jsonl(run.path / "stats.jsonl", {**row, "timestamp": now})
+    with open(run.path / "log.txt", "a", encoding="utf-8") as f:
+        f.write(status + "\n")
+    return scalars, status
+
+
+def save_snapshot(run: Run) -> Path:
+    """Write the image grid and the exchange pickle of this moment; returns the pickle's path."""
+    name = run.progress.kimg_name
+    images.save_grid(run.path / f"fakes{name}.png", render_grid(run), grid_size=run.grid.size)
+    path = run.path / f"network-snapshot-{name}.pkl"
+    with run.precision.original():
+        network_pickle.save(path, G=run.G, D=run.D, G_ema=run.G_ema, augment_pipe=run.augment_pipe,
+                            training_set_kwargs=run.training_set_kwargs)
+    return path
+
+
+@torch.no_grad()
+def render_grid(run: Run) -> torch.Tensor:
+    """The fixed grid through G_ema with constant noise: uint8 [N, C, H, W]."""
+    chunk = run.config.optim.batch_gpu
+    parts = [
+        run.G_ema(z.to(run.device), c.to(run.device), noise_mode="const").cpu()
+        for z, c in zip(run.grid.z.split(chunk), run.grid.c.split(chunk))
+    ]
+    return images.to_uint8(torch.cat(parts))
