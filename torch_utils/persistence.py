@@ -11,7 +11,8 @@ import functools
 import hashlib
 import sys
 import types
-from typing import Any, Callable, Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from dnnlib.util import EasyDict
 
@@ -28,7 +29,7 @@ def persistent_class(orig_class: type) -> type:
     """Make instances of a class remember their constructor call and pickle together with their module's source.
 
     Args:
-        orig_class: the class to extend; it is changed in place and returned, so `super()` and `isinstance` keep working.
+        orig_class: the class to extend; changed in place and returned, so `super()` and `isinstance` keep working.
 
     Returns:
         The same class, with the properties `init_args` and `init_kwargs` (copies of the constructor's arguments).
@@ -153,8 +154,8 @@ def _find_class(source: str, class_name: str) -> type:
     if module is None:
         if not _trusted.get():
             raise ValueError(
-                f"class {class_name!r} comes with source text (SHA-256 {digest[:16]}) that this program did not import; "
-                "it is not executed; read the file with training.network_pickle.load, or trust its source explicitly"
+                f"class {class_name!r} comes with source text (SHA-256 {digest[:16]}) that this program has not "
+                "imported; it is not executed; read the file with training.network_pickle.load, or trust its source explicitly"
             )
         module = _execute(source, digest)
     cls = vars(module).get(class_name)
