@@ -1,0 +1,411 @@
+"""Adversarial objectives: the logistic loss and the Rooted Logistic Objective, two siblings behind one protocol.
+
+Owns the mathematics of margins and logits (spec: rooted-objective.md; Wang, Veluswami, Mishra, Ravi, arXiv:2310.03890).
+Knows nothing of networks, phases or images: `training.loss.GanLoss` calls `generator`, `discriminator_fake` and
+`discriminator_real` on raw logits [N, 1] and gets per-sample losses [N, 1].
+
+The margin m is +logit where the logit should be positive (real images for D, fakes for G) and -logit where it should be
+negative (fakes for D); sp(x) = ln(1 + e^x).
+"""
+
+import math
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+TAILS = ("none", "linear")
+SCALES = ("paper", "calibrated")
+ACTS_ON = ("both", "D", "G")
+PARTS = ("generator", "discriminator_fake", "discriminator_real")
+
+# exp overflows float32 at 88.72; the tail may start no later than where the loss itself is comfortably finite.
+MAX_TAIL_PER_K = 80.0
+# Micro-batches remembered between two calls of `drain`; bounds memory where nobody drains.
+MAX_REMEMBERED = 8192
+
+
+def logistic(margin: Tensor) -> Tensor:
+    """sp(-m), the logistic loss of a margin of any shape; half-precision margins are evaluated in float32."""
+    return -F.logsigmoid(_at_least_float32(margin))
+
+
+def rooted_logistic(
+    margin: Tensor, k: float, *, centred: bool = False, tail_at: float | None = None, calibrated: bool = False
+) -> Tensor:
+    """Rooted logistic objective L_k(m) = k (1 + e^-m)^(1/k), evaluated as k exp(sp(-m) / k).
+
+    That form is finite in float32 for -m up to 88.7 k; the literal power form overflows at -m = 88.7 whatever k is.
+
+    Args:
+        margin: Margins of any shape; float16 and bfloat16 are evaluated, and returned, in float32.
+        k: Root, a finite number >= 1. k -> infinity tends (centred) to the logistic loss.
+        centred: Subtract the floor: k expm1(sp(-m) / k), which is 0 for m -> infinity. Same gradient.
+        tail_at: T > 0: below margin -T go on along the tangent, so that |slope| never exceeds its value at -T.
+        calibrated: Divide by 2^(1/k), so that the slope at m = 0 is -1/2 for every k, as for the logistic loss.
+
+    Raises:
+        ValueError: k or tail_at out of range.
+
+    Source: spec rooted-objective.md section 1.
+    """
+    check_k(k)
+    margin = _at_least_float32(margin)
+    body = margin
+    if tail_at is not None:
+        check_tail_at(tail_at, k)
+        # The clamped margin is all that meets exp: nothing can overflow, so no inf * 0 in any derivative.
+        body = margin.clamp(min=-tail_at)
+    exponent = -F.logsigmoid(body) / k
+    value = k * (exponent.expm1() if centred else exponent.exp())
+    if tail_at is not None:
+        value = value + _slope_magnitude(-tail_at, k) * F.relu(-tail_at - margin)
+    return value * 2 ** (-1 / k) if calibrated else value
+
+
+def check_k(k: float) -> float:
+    """Return k as a float.
+
+    Raises:
+        ValueError: Not a finite number >= 1.
+    """
+    try:
+        number = float(k)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not 1 <= number < math.inf:
+        raise ValueError(f"--k {k} is out of range: the root k is a finite number >= 1 "
+                         "(2 is the usual one; --loss logistic is the limit of large k)")
+    return number
+
+
+def check_tail_at(tail_at: float, k: float) -> float:
+    """Return T as a float.
+
+    Raises:
+        ValueError: Not in (0, 80 k], the range in which the tangent's slope is finite in float32.
+    """
+    try:
+        number = float(tail_at)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not 0 < number <= MAX_TAIL_PER_K * k:
+        raise ValueError(f"--tail-at {tail_at} is out of range: the margin T where the linear tail starts lies in "
+                         f"(0, {MAX_TAIL_PER_K * k:g}] for k = {k:g}")
+    return number
+
+
+@dataclass(frozen=True)
+class KSchedule:
+    """Root as a function of images shown: geometric from `start` to `end` over the first `kimg`, then constant."""
+
+    start: float
+    end: float
+    kimg: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_k(self.start)
+        check_k(self.end)
+        if not 0 <= self.kimg < math.inf or (self.start != self.end and self.kimg == 0):
+            raise ValueError(f"--k {self}: the length of the schedule is a positive, finite number of kimg")
+
+    def at(self, cur_nimg: float) -> float:
+        """k after `cur_nimg` real images."""
+        if self.kimg == 0 or cur_nimg >= self.kimg * 1000:
+            return self.end
+        if cur_nimg <= 0:
+            return self.start
+        return self.start * (self.end / self.start) ** (cur_nimg / (self.kimg * 1000))
+
+    @property
+    def smallest(self) -> float:
+        """The smallest k it passes through."""
+        return min(self.start, self.end)
+
+    def __str__(self) -> str:
+        return f"{self.end:g}" if self.kimg == 0 else f"{self.start:g}:{self.end:g}@{self.kimg:g}"
+
+
+def parse_k(text: str | float | KSchedule) -> KSchedule:
+    """Read `2` (constant) or `2:64@20` (geometric from 2 to 64 over the first 20 kimg).
+
+    Raises:
+        ValueError: Unreadable, or a root below 1, NaN or infinite.
+    """
+    if isinstance(text, KSchedule):
+        return text
+    if isinstance(text, (int, float)):
+        return KSchedule(check_k(text), check_k(text))
+    roots, at, kimg = str(text).partition("@")
+    start, colon, end = roots.partition(":")
+    if bool(at) != bool(colon):
+        raise ValueError(f"--k {text} is neither a number >= 1 nor a schedule START:END@KIMG such as 2:64@20")
+    if not colon:
+        return KSchedule(check_k(start), check_k(start))  # type: ignore[arg-type]
+    try:
+        length = float(kimg)
+    except ValueError:
+        length = math.nan
+    if not 0 < length < math.inf:
+        raise ValueError(f"--k {text}: the length after @ is a positive, finite number of kimg")
+    return KSchedule(check_k(start), check_k(end), length)  # type: ignore[arg-type]
+
+
+class LogisticLoss:
+    """Non-saturating logistic GAN loss (Goodfellow et al. 2014): sp(-s) for G; sp(s) on fakes, sp(-s) on reals for D."""
+
+    floor_generator = 0.0
+    floor_discriminator = 0.0
+
+    def advance(self, cur_nimg: int) -> None:
+        """Nothing depends on the images shown so far."""
+
+    def generator(self, fake_logits: Tensor) -> Tensor:
+        """G's loss of fakes: [N, 1] -> [N, 1]."""
+        return logistic(fake_logits)
+
+    def discriminator_fake(self, fake_logits: Tensor) -> Tensor:
+        """D's loss of fakes: [N, 1] -> [N, 1]."""
+        return logistic(-fake_logits)
+
+    def discriminator_real(self, real_logits: Tensor) -> Tensor:
+        """D's loss of reals: [N, 1] -> [N, 1]."""
+        return logistic(real_logits)
+
+    def centred(self, part: str, logits: Tensor) -> Tensor:
+        """Loss of one of `PARTS` minus its floor; here the floor is 0."""
+        return getattr(self, _known_part(part))(logits)
+
+    def __repr__(self) -> str:
+        return "LogisticLoss()"
+
+
+class RootedLogisticLoss:
+    """Rooted Logistic Objective as a GAN loss (arXiv:2310.03890, spec rooted-objective.md sections 1 and 2).
+
+    L_k(s) for G's fakes and D's reals, L_k(-s) for D's fakes. Values are the paper's, so G never goes below k and D
+    never below 2 k (times the scale); `centred` gives the values that can be compared between different k.
+
+    Args:
+        k: Root >= 1, a number or the text of a schedule (`parse_k`).
+        tail: `none` is the paper; `linear` continues along the tangent below margin -tail_at.
+        tail_at: T in (0, 80 k]; required by `tail='linear'`, refused with `tail='none'`.
+        scale: `paper` (k (...)^(1/k)), `calibrated` (that divided by 2^(1/k)) or a positive number, the factor before
+            (...)^(1/k).
+        acts_on: Which network gets the rooted loss; the other one gets the logistic loss.
+        k_schedule: A schedule; replaces `k` if given.
+
+    Raises:
+        ValueError: A value out of its range, named as the command line's option.
+    """
+
+    def __init__(
+        self,
+        k: float | str | KSchedule = 2.0,
+        tail: str = "none",
+        tail_at: float | None = None,
+        scale: str | float = "paper",
+        acts_on: str = "both",
+        k_schedule: KSchedule | str | None = None,
+    ) -> None:
+        self.schedule = parse_k(k if k_schedule is None else k_schedule)
+        if tail not in TAILS:
+            raise ValueError(f"--tail {tail} is unknown; one of {', '.join(TAILS)}")
+        if tail == "linear" and tail_at is None:
+            raise ValueError("--tail linear needs --tail-at T, the margin in "
+                             f"(0, {MAX_TAIL_PER_K * self.schedule.smallest:g}] where the linear tail starts")
+        if tail == "none" and tail_at is not None:
+            raise ValueError(f"--tail-at {tail_at} is for --tail linear only; add that or drop --tail-at")
+        if acts_on not in ACTS_ON:
+            raise ValueError(f"--acts-on {acts_on} is unknown; one of {', '.join(ACTS_ON)}")
+        self.tail = tail
+        self.tail_at = None if tail_at is None else check_tail_at(tail_at, self.schedule.smallest)
+        self.scale = _check_scale(scale)
+        self.acts_on = acts_on
+        self.k = self.schedule.at(0)
+        self._remembered: dict[str, deque[Tensor]] = {}
+
+    def advance(self, cur_nimg: int) -> None:
+        """Take the schedule's k for `cur_nimg` real images shown so far."""
+        self.k = self.schedule.at(cur_nimg)
+
+    @property
+    def multiplier(self) -> float:
+        """What L_k is multiplied with, from `scale`."""
+        if self.scale == "paper":
+            return 1.0
+        return 2 ** (-1 / self.k) if self.scale == "calibrated" else float(self.scale) / self.k
+
+    @property
+    def floor_generator(self) -> float:
+        """What G's loss never goes below: k times the multiplier, 0 where G has the logistic loss."""
+        return self.k * self.multiplier if self.acts_on != "D" else 0.0
+
+    @property
+    def floor_discriminator(self) -> float:
+        """What D's loss (fake + real) never goes below: 2 k times the multiplier, 0 where D has the logistic loss."""
+        return 2 * self.k * self.multiplier if self.acts_on != "G" else 0.0
+
+    def generator(self, fake_logits: Tensor) -> Tensor:
+        """G's loss of fakes: [N, 1] -> [N, 1]."""
+        return self._loss("generator", fake_logits, centred=False)
+
+    def discriminator_fake(self, fake_logits: Tensor) -> Tensor:
+        """D's loss of fakes: [N, 1] -> [N, 1]."""
+        return self._loss("discriminator_fake", fake_logits, centred=False)
+
+    def discriminator_real(self, real_logits: Tensor) -> Tensor:
+        """D's loss of reals: [N, 1] -> [N, 1]."""
+        return self._loss("discriminator_real", real_logits, centred=False)
+
+    def centred(self, part: str, logits: Tensor) -> Tensor:
+        """Loss of one of `PARTS` minus its floor, without cancellation: comparable between different k."""
+        return self._loss(_known_part(part), logits, centred=True)
+
+    def tail_share(self, margin: Tensor) -> Tensor:
+        """Share of the margins that lie in the linear tail, a scalar in [0, 1]; 0 without a tail."""
+        if self.tail_at is None:
+            return torch.zeros([], device=margin.device)
+        return (margin < -self.tail_at).float().mean()
+
+    def slopes(self, margin: Tensor) -> Tensor:
+        """|derivative| of the loss at each margin, tail and scale included, in closed form."""
+        margin = _at_least_float32(margin)
+        body = margin if self.tail_at is None else margin.clamp(min=-self.tail_at)
+        return (-F.logsigmoid(body) / self.k).exp() * torch.sigmoid(-body) * self.multiplier
+
+    def diagnostics(self, margin: Tensor) -> dict[str, Tensor]:
+        """How unevenly a set of margins shares the gradient.
+
+        Returns:
+            `tail_share`; `max_slope`, the largest |slope|; `top1_share`, the part of the summed |slope| that belongs to
+            the steepest 1 % of the samples (at least one sample). All scalars.
+        """
+        slopes = self.slopes(margin).flatten()
+        top = slopes.topk(math.ceil(slopes.numel() / 100)).values
+        return {
+            "tail_share": self.tail_share(margin),
+            "max_slope": slopes.max(),
+            "top1_share": top.sum() / slopes.sum(),
+        }
+
+    def observe(self, part: str, logits: Tensor) -> None:
+        """Remember the margins of a micro-batch for `drain`; parts with the logistic loss are ignored."""
+        if self._is_rooted(_known_part(part)):
+            kept = self._remembered.setdefault(part, deque(maxlen=MAX_REMEMBERED))
+            kept.append(_margin(part, logits).detach().flatten())
+
+    def drain(self) -> dict[str, float]:
+        """`diagnostics` over everything observed since the last call, as `Loss/<figure>/<part>`; then forget it."""
+        result = {}
+        for part, kept in self._remembered.items():
+            if kept:
+                for name, value in self.diagnostics(torch.cat(list(kept))).items():
+                    result[f"Loss/{name}/{part}"] = float(value)
+        self._remembered.clear()
+        return result
+
+    def __repr__(self) -> str:
+        return (f"RootedLogisticLoss(k={str(self.schedule)!r}, tail={self.tail!r}, tail_at={self.tail_at}, "
+                f"scale={self.scale!r}, acts_on={self.acts_on!r})")
+
+    def _is_rooted(self, part: str) -> bool:
+        return self.acts_on in ("both", "G" if part == "generator" else "D")
+
+    def _loss(self, part: str, logits: Tensor, *, centred: bool) -> Tensor:
+        margin = _margin(part, logits)
+        if not self._is_rooted(part):
+            return logistic(margin)
+        value = rooted_logistic(margin, self.k, centred=centred, tail_at=self.tail_at)
+        return value if self.multiplier == 1.0 else value * self.multiplier
+
+
+class RootedCrossEntropy:
+    """The rooted objective for several classes, from the true class's negative log-likelihood (spec section 3).
+
+    `inverse`: scale * p^(-1/k) = scale * exp(nll / k), convex in the logits; the alpha-loss of Sypherd et al. with
+    alpha = k / (k + 1). With two classes and logits (0, m) it is `rooted_logistic(m)`.
+    `direct`: scale * (1 - p^(1/k)) = -scale * expm1(-nll / k), the authors' released code; bounded by scale, not
+    convex; for scale = k the generalised cross-entropy of Zhang & Sabuncu (2018) with q = 1/k; the alpha-loss with
+    alpha = k / (k - 1). Both, centred and with scale = k, tend to the cross-entropy as k -> infinity.
+
+    Args:
+        k: Root >= 1. The authors use 3 (CIFAR-10, ViT) and 8 (CIFAR-100, Swin).
+        form: `inverse` or `direct`.
+        scale: The factor in front (the authors' m), a positive number; None is k.
+        centred: `inverse` only: subtract the floor `scale`. `direct` has floor 0.
+    """
+
+    def __init__(
+        self, k: float = 3.0, form: str = "inverse", scale: float | None = None, *, centred: bool = False
+    ) -> None:
+        self.k = check_k(k)
+        if form not in ("inverse", "direct"):
+            raise ValueError(f"form {form!r} is unknown; one of inverse, direct")
+        self.form = form
+        self.scale = self.k if scale is None else float(_check_scale(scale))
+        self.centred = centred
+
+    def __call__(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Per-sample losses [N] of logits [N, classes] and class numbers [N] (int64)."""
+        nll = F.cross_entropy(_at_least_float32(logits), target, reduction="none")
+        if self.form == "direct":
+            return -self.scale * torch.expm1(-nll / self.k)
+        exponent = nll / self.k
+        return self.scale * (exponent.expm1() if self.centred else exponent.exp())
+
+
+LOSSES: dict[str, Callable[..., LogisticLoss | RootedLogisticLoss]] = {
+    "logistic": LogisticLoss,
+    "rooted": RootedLogisticLoss,
+}
+
+
+def build_loss(name: str, **options: Any) -> LogisticLoss | RootedLogisticLoss:
+    """Make the adversarial loss called `name` with its options.
+
+    Raises:
+        ValueError: Unknown name, options of another loss, or option values out of range.
+    """
+    if name not in LOSSES:
+        raise ValueError(f"--loss {name} is unknown; one of {', '.join(LOSSES)}")
+    if name == "logistic" and options:
+        names = ", ".join("--" + option.replace("_", "-") for option in options)
+        raise ValueError(f"{names}: for --loss rooted only; the logistic loss has no options")
+    return LOSSES[name](**options)
+
+
+def _margin(part: str, logits: Tensor) -> Tensor:
+    return -logits if part == "discriminator_fake" else logits
+
+
+def _known_part(part: str) -> str:
+    if part not in PARTS:
+        raise ValueError(f"unknown part of the loss {part!r}; one of {', '.join(PARTS)}")
+    return part
+
+
+def _at_least_float32(x: Tensor) -> Tensor:
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def _slope_magnitude(margin: float, k: float) -> float:
+    """|L_k'(m)| = exp(sp(-m) / k) sigma(-m) in Python floats, for m <= 0."""
+    softplus = -margin + math.log1p(math.exp(margin))
+    return math.exp(softplus / k) / (1 + math.exp(margin))
+
+
+def _check_scale(scale: str | float) -> str | float:
+    if scale in SCALES:
+        return scale
+    try:
+        number = float(scale)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not 0 < number < math.inf:
+        raise ValueError(f"--scale {scale} is none of {', '.join(SCALES)} or a positive, finite number")
+    return number
