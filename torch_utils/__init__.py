@@ -1,0 +1,1 @@
+"""Tensor-level helpers: operators, persistence, images, seeds. Knows nothing of training or metrics."""

@@ -1,0 +1,92 @@
+"""Bias, activation, gain and clamp in one call. Knows the activation table; knows nothing of layers."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+
+from dnnlib import EasyDict
+from torch_utils import custom_ops
+
+# Spec: networks-and-pickles.md 1.4. cuda_idx, ref and has_2nd_grad are part of the family's interface.
+activation_funcs = {
+    "linear": EasyDict(
+        func=lambda x, **_: x, def_alpha=0, def_gain=1, cuda_idx=1, ref="", has_2nd_grad=False
+    ),
+    "relu": EasyDict(
+        func=lambda x, **_: F.relu(x), def_alpha=0, def_gain=math.sqrt(2), cuda_idx=2, ref="y", has_2nd_grad=False
+    ),
+    "lrelu": EasyDict(
+        func=lambda x, alpha, **_: F.leaky_relu(x, alpha),
+        def_alpha=0.2, def_gain=math.sqrt(2), cuda_idx=3, ref="y", has_2nd_grad=False,
+    ),
+    "tanh": EasyDict(
+        func=lambda x, **_: torch.tanh(x), def_alpha=0, def_gain=1, cuda_idx=4, ref="y", has_2nd_grad=True
+    ),
+    "sigmoid": EasyDict(
+        func=lambda x, **_: torch.sigmoid(x), def_alpha=0, def_gain=1, cuda_idx=5, ref="y", has_2nd_grad=True
+    ),
+    "elu": EasyDict(
+        func=lambda x, **_: F.elu(x), def_alpha=0, def_gain=1, cuda_idx=6, ref="y", has_2nd_grad=True
+    ),
+    "selu": EasyDict(
+        func=lambda x, **_: F.selu(x), def_alpha=0, def_gain=1, cuda_idx=7, ref="y", has_2nd_grad=True
+    ),
+    "softplus": EasyDict(
+        func=lambda x, **_: F.softplus(x), def_alpha=0, def_gain=1, cuda_idx=8, ref="y", has_2nd_grad=True
+    ),
+    "swish": EasyDict(
+        func=lambda x, **_: torch.sigmoid(x) * x,
+        def_alpha=0, def_gain=math.sqrt(2), cuda_idx=9, ref="x", has_2nd_grad=True,
+    ),
+}  # fmt: skip
+
+
+def bias_act(
+    x: torch.Tensor,
+    b: torch.Tensor | None = None,
+    dim: int = 1,
+    act: str = "linear",
+    alpha: float | None = None,
+    gain: float | None = None,
+    clamp: float | None = None,
+    impl: str = "cuda",
+) -> torch.Tensor:
+    """Compute clip(gain * act(x + b), -clamp, +clamp).
+
+    Args:
+        x: Any shape.
+        b: Bias [x.shape[dim]], or None.
+        dim: The axis of x that b belongs to.
+        act: A key of `activation_funcs`.
+        alpha: Slope of `lrelu` for negative values; None = the table's.
+        gain: Factor after the activation; None = the table's.
+        clamp: Limit of the absolute value, >= 0; None = no limit. At exactly +-clamp the gradient passes.
+        impl: `cuda` or `ref`; both give the same numbers.
+
+    Raises:
+        ValueError: Unknown activation, negative clamp, or a bias that does not fit x.
+
+    Source: spec networks-and-pickles 1.4.
+    """
+    if act not in activation_funcs:
+        raise ValueError(f"act is {act!r}, wanted one of {', '.join(activation_funcs)}")
+    if clamp is not None and not clamp >= 0:
+        raise ValueError(f"clamp is {clamp}, wanted a number >= 0, or None for no limit")
+    if b is not None and (not -x.ndim <= dim < x.ndim or b.ndim != 1 or b.shape[0] != x.shape[dim]):
+        raise ValueError(f"bias {tuple(b.shape)} does not fit axis {dim} of x {tuple(x.shape)}; wanted one value each")
+    custom_ops.fast_paths(impl)
+    spec = activation_funcs[act]
+    alpha = float(spec.def_alpha if alpha is None else alpha)
+    gain = float(spec.def_gain if gain is None else gain)
+
+    if b is not None:
+        shape = [1] * x.ndim
+        shape[dim] = -1
+        x = x + b.reshape(shape)
+    x = spec.func(x, alpha=alpha)
+    if gain != 1:
+        x = x * gain
+    if clamp is not None:
+        x = x.clamp(-float(clamp), float(clamp))
+    return x

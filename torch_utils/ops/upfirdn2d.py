@@ -1,0 +1,220 @@
+"""Upsample, filter, downsample: zero insertion, padding, FIR filter and decimation of images.
+
+`upfirdn2d(..., impl="ref")` is the specification. Spec: networks-and-pickles.md 1.1 to 1.3.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from torch_utils import custom_ops
+
+
+def setup_filter(
+    f: Any,
+    device: torch.device | str = "cpu",
+    normalize: bool = True,
+    flip_filter: bool = False,
+    gain: float = 1,
+    separable: bool | None = None,
+) -> torch.Tensor:
+    """Prepare a FIR filter for the functions of this module; the caller's data stays as it is.
+
+    Args:
+        f: Taps as a tensor, array or list: 2-D [fh, fw], 1-D [taps], a number, or None for the identity.
+        device: Where the result lives.
+        normalize: Divide by the sum of the taps.
+        flip_filter: Reverse the filter along all its axes.
+        gain: Factor on the image that the filter is to have.
+        separable: Keep a 1-D filter 1-D, to be applied along both axes; None = if it has at least 8 taps.
+
+    Returns:
+        float32 [fh, fw], or [taps] if separable.
+
+    Raises:
+        ValueError: Empty, of more than two axes, or 2-D where a separable one is asked for.
+    """
+    taps = torch.as_tensor(1.0 if f is None else f, dtype=torch.float32).detach()
+    if taps.ndim > 2 or taps.numel() == 0:
+        raise ValueError(f"filter has shape {tuple(taps.shape)}, wanted a number, [taps] or [fh, fw], not empty")
+    if taps.ndim == 0:
+        taps = taps[None]
+    if separable is None:
+        separable = taps.ndim == 1 and taps.numel() >= 8
+    if separable and taps.ndim != 1:
+        raise ValueError(f"filter has shape {tuple(taps.shape)}, but a separable filter is one row of taps")
+    if taps.ndim == 1 and not separable:
+        taps = torch.outer(taps, taps)
+    if normalize:
+        taps = taps / taps.sum()
+    if flip_filter:
+        taps = taps.flip(list(range(taps.ndim)))
+    return (taps * gain ** (taps.ndim / 2)).to(device)
+
+
+def upfirdn2d(
+    x: torch.Tensor,
+    f: torch.Tensor | None,
+    up: int | Sequence[int] = 1,
+    down: int | Sequence[int] = 1,
+    padding: int | Sequence[int] = 0,
+    flip_filter: bool = False,
+    gain: float = 1,
+    impl: str = "cuda",
+) -> torch.Tensor:
+    """Insert zeros, pad or crop, filter and decimate every channel of a batch of images.
+
+    Args:
+        x: Images [N, C, H, W].
+        f: float32 filter [fh, fw], or [taps] to be applied along both axes, or None for the identity. No gradient.
+        up: Zero-insertion factor, int or [x, y].
+        down: Decimation factor, int or [x, y].
+        padding: Zeros around the upsampled image, int, [x, y] or [x0, x1, y0, y1]; negative values crop.
+        flip_filter: False = convolution, True = correlation.
+        gain: Factor on the result.
+        impl: `ref` = the plain definition; `cuda` = whatever is fastest.
+
+    Returns:
+        [N, C, H', W'] with W' = floor((W * up + x0 + x1 - fw) / down) + 1.
+
+    Raises:
+        ValueError: Arguments of the wrong form, or a padded image smaller than the filter.
+    """
+    if x.ndim != 4:
+        raise ValueError(f"x has shape {tuple(x.shape)}, wanted [N, C, H, W]")
+    upx, upy = _pair(up, "up")
+    downx, downy = _pair(down, "down")
+    padx0, padx1, pady0, pady1 = _padding(padding)
+    fw, fh = _filter_size(f)
+    if x.shape[3] * upx + padx0 + padx1 < fw or x.shape[2] * upy + pady0 + pady1 < fh:
+        raise ValueError(
+            f"image {tuple(x.shape[2:])} with up {upx, upy} and padding {padx0, padx1, pady0, pady1} is smaller than "
+            f"the filter {fh, fw}; give more padding"
+        )
+    custom_ops.fast_paths(impl)
+    return _reference(x, f, (upx, upy), (downx, downy), (padx0, padx1, pady0, pady1), flip_filter, gain)
+
+
+def filter2d(
+    x: torch.Tensor,
+    f: torch.Tensor | None,
+    padding: int | Sequence[int] = 0,
+    flip_filter: bool = False,
+    gain: float = 1,
+    impl: str = "cuda",
+) -> torch.Tensor:
+    """Filter images and keep their size; user padding comes on top. Arguments as in `upfirdn2d`."""
+    fw, fh = _filter_size(f)
+    px0, px1, py0, py1 = _padding(padding)
+    pads = [px0 + fw // 2, px1 + (fw - 1) // 2, py0 + fh // 2, py1 + (fh - 1) // 2]
+    return upfirdn2d(x, f, padding=pads, flip_filter=flip_filter, gain=gain, impl=impl)
+
+
+def upsample2d(
+    x: torch.Tensor,
+    f: torch.Tensor | None,
+    up: int | Sequence[int] = 2,
+    padding: int | Sequence[int] = 0,
+    flip_filter: bool = False,
+    gain: float = 1,
+    impl: str = "cuda",
+) -> torch.Tensor:
+    """Enlarge images by an integer factor, keeping their brightness. Arguments as in `upfirdn2d`."""
+    upx, upy = _pair(up, "up")
+    px0, px1, py0, py1 = _padding(padding)
+    ux0, ux1, uy0, uy1 = upsample_padding(f, up)
+    pads = [px0 + ux0, px1 + ux1, py0 + uy0, py1 + uy1]
+    return upfirdn2d(x, f, up=up, padding=pads, flip_filter=flip_filter, gain=gain * upx * upy, impl=impl)
+
+
+def downsample2d(
+    x: torch.Tensor,
+    f: torch.Tensor | None,
+    down: int | Sequence[int] = 2,
+    padding: int | Sequence[int] = 0,
+    flip_filter: bool = False,
+    gain: float = 1,
+    impl: str = "cuda",
+) -> torch.Tensor:
+    """Shrink images by an integer factor. Arguments as in `upfirdn2d`."""
+    px0, px1, py0, py1 = _padding(padding)
+    dx0, dx1, dy0, dy1 = downsample_padding(f, down)
+    pads = [px0 + dx0, px1 + dx1, py0 + dy0, py1 + dy1]
+    return upfirdn2d(x, f, down=down, padding=pads, flip_filter=flip_filter, gain=gain, impl=impl)
+
+
+def upsample_padding(f: torch.Tensor | None, up: int | Sequence[int]) -> tuple[int, int, int, int]:
+    """The padding (x0, x1, y0, y1) with which upsampling by `up` keeps the image in place."""
+    fw, fh = _filter_size(f)
+    upx, upy = _pair(up, "up")
+    return (fw + upx - 1) // 2, (fw - upx) // 2, (fh + upy - 1) // 2, (fh - upy) // 2
+
+
+def downsample_padding(f: torch.Tensor | None, down: int | Sequence[int]) -> tuple[int, int, int, int]:
+    """The padding (x0, x1, y0, y1) with which downsampling by `down` keeps the image in place."""
+    fw, fh = _filter_size(f)
+    downx, downy = _pair(down, "down")
+    return (fw - downx + 1) // 2, (fw - downx) // 2, (fh - downy + 1) // 2, (fh - downy) // 2
+
+
+def parse_padding(padding: int | Sequence[int]) -> tuple[int, int, int, int]:
+    """Write padding given as int, [x, y] or [x0, x1, y0, y1] in the last form."""
+    return _padding(padding)
+
+
+def _reference(
+    x: torch.Tensor,
+    f: torch.Tensor | None,
+    up: tuple[int, int],
+    down: tuple[int, int],
+    padding: tuple[int, int, int, int],
+    flip_filter: bool,
+    gain: float,
+) -> torch.Tensor:
+    """The definition, step by step. `up`, `down` are (x, y)."""
+    n, c, h, w = x.shape
+    # Zeros between the samples, and after the last one.
+    x = x.reshape(n, c, h, 1, w, 1)
+    x = F.pad(x, [0, up[0] - 1, 0, 0, 0, up[1] - 1])
+    x = x.reshape(n, c, h * up[1], w * up[0])
+    # Zeros around; negative values crop.
+    x = F.pad(x, list(padding))
+    # Every channel by itself. torch's conv2d is a correlation, so a convolution needs the filter rotated.
+    if f is None:
+        x = x * gain
+    else:
+        taps = f * gain ** (f.ndim / 2)
+        taps = (taps if flip_filter else taps.flip(list(range(taps.ndim)))).to(x.dtype)
+        kernels = [taps] if taps.ndim == 2 else [taps[None, :], taps[:, None]]  # 1-D: along x, then along y
+        for kernel in kernels:
+            x = F.conv2d(x, kernel.expand(c, 1, *kernel.shape), groups=c)
+    return x[:, :, :: down[1], :: down[0]]
+
+
+def _pair(value: int | Sequence[int], name: str) -> tuple[int, int]:
+    """A factor as (x, y), both >= 1."""
+    pair = (value, value) if isinstance(value, int) else tuple(value)
+    if len(pair) != 2 or not all(isinstance(v, int) and v >= 1 for v in pair):
+        raise ValueError(f"{name} is {value!r}, wanted an int >= 1 or a pair [x, y] of them")
+    return pair  # type: ignore[return-value]
+
+
+def _padding(padding: int | Sequence[int]) -> tuple[int, int, int, int]:
+    """Padding as (x0, x1, y0, y1)."""
+    pads = (padding, padding) if isinstance(padding, int) else tuple(padding)
+    if len(pads) == 2:
+        pads = (pads[0], pads[0], pads[1], pads[1])
+    if len(pads) != 4 or not all(isinstance(p, int) for p in pads):
+        raise ValueError(f"padding is {padding!r}, wanted an int, [x, y] or [x0, x1, y0, y1], all int")
+    return pads  # type: ignore[return-value]
+
+
+def _filter_size(f: torch.Tensor | None) -> tuple[int, int]:
+    """(width, height) of a filter."""
+    if f is None:
+        return 1, 1
+    if not isinstance(f, torch.Tensor) or f.ndim not in (1, 2) or f.numel() == 0:
+        raise ValueError(f"filter is {type(f).__name__} {getattr(f, 'shape', '')}, wanted a tensor from setup_filter")
+    return f.shape[-1], f.shape[0]
