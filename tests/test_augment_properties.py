@@ -55,7 +55,8 @@ def test_quarter_turns_are_counter_clockwise(turns: int) -> None:
     """Up to the asymmetry of the 12-tap filter, which low frequencies hardly notice."""
     x = smooth_images()
     turned = augment.AugmentPipe(rotate90=1)(x, debug_percentile=(turns + 0.5) / 4)
-    torch.testing.assert_close(turned, torch.rot90(x, turns, dims=[2, 3]), atol=0.05, rtol=0)
+    difference = (turned - torch.rot90(x, turns, dims=[2, 3]))[:, :, 4:-4, 4:-4]  # reflections kink at the border
+    assert difference.abs().max() < 0.05
 
 
 def test_mirroring() -> None:
