@@ -4,6 +4,7 @@ Owns the decorator, the pickled form (spec: networks-and-pickles.md 3.1) and re-
 text that this process imported itself maps to the class it already has, so `copy.deepcopy` works; any other text is
 refused unless the caller opened `trust_source()`. Reading a file without executing it is `torch_utils.pickle_reader`.
 """
+
 import contextlib
 import contextvars
 import copy
@@ -155,7 +156,7 @@ def _find_class(source: str, class_name: str) -> type:
         if not _trusted.get():
             raise ValueError(
                 f"class {class_name!r} comes with source text (SHA-256 {digest[:16]}) that this program has not "
-                "imported; it is not executed; read the file with training.network_pickle.load, or trust its source explicitly"
+                "imported; it is not executed; read the file with training.network_pickle.load, or trust its source"
             )
         module = _execute(source, digest)
     cls = vars(module).get(class_name)

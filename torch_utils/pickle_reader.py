@@ -9,6 +9,7 @@ checked before use, steps and bytes have a budget, nothing recurses.
 It knows nothing of networks: `training.network_pickle` makes networks of the records.
 Source: networks-and-pickles.md sections 3.1-3.3; clarifications 13-17.
 """
+
 import codecs
 import io
 import math
@@ -22,7 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 
-MAX_STEPS = 1_000_000  # opcodes in one file; a 1024-pixel snapshot has about 30 000
+MAX_STEPS = 1_000_000  # opcodes in one file; a 1024-pixel snapshot has about 60 000
 MAX_TEXT_BYTES = 16 << 20  # one string; the source of a module has about 50 000
 MAX_LINE_BYTES = 1 << 16  # one line of a text opcode
 MAX_INT_BYTES = 16
@@ -352,7 +353,9 @@ class _Machine:
                 if budget.steps > MAX_STEPS:
                     raise PickleError(f"more than {MAX_STEPS} opcodes; a snapshot has far fewer")
                 if self.pos >= self.end:
-                    raise PickleError(f"it ends in the middle of a pickle, after {self.end} bytes; the file is truncated")
+                    raise PickleError(
+                        f"it ends in the middle of a pickle, after {self.end} bytes; the file is truncated"
+                    )
                 code = self.data[self.pos]
                 self.pos += 1
                 if code == 0x2E:  # STOP
