@@ -36,10 +36,11 @@ class DatasetError(ValueError):
 
 
 class Source(Protocol):
-    """A place with image files: `names` are relative paths with '/', sorted."""
+    """A place with image files: `names` are relative paths with '/', sorted; `others` what else lies there."""
 
     path: str
     names: list[str]
+    others: list[str]
 
     def open(self, name: str) -> IO[bytes]:
         """One file, to be closed by the caller; DatasetError naming it if that fails."""
@@ -60,7 +61,7 @@ class FolderSource:
         for root, _, files in os.walk(path, onerror=_raise):
             base = os.path.relpath(root, path)
             found.extend(f if base == "." else f"{base}/{f}".replace(os.sep, "/") for f in files)
-        self.names = _image_names(found)
+        self.names, self.others = _sort_out(found)
 
     def open(self, name: str) -> IO[bytes]:
         file = os.path.join(self.path, name)
@@ -85,8 +86,8 @@ class ZipSource:
     def __init__(self, path: str) -> None:
         self.path = path
         self._handle: tuple[int, zipfile.ZipFile] | None = None
-        self._entries = [info.filename for info in self._open().infolist() if not info.is_dir()]
-        self.names = _image_names(self._entries)
+        entries = [info.filename for info in self._open().infolist() if not info.is_dir()]
+        self.names, self.others = _sort_out(entries)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_handle": None}
@@ -116,7 +117,7 @@ class ZipSource:
                 raise DatasetError(f"{name} in {self.path} can't be read: {' '.join(str(err).split())}") from err
 
     def read_labels_file(self) -> bytes | None:
-        return self.read(LABELS_FILE) if LABELS_FILE in self._entries else None
+        return self.read(LABELS_FILE) if LABELS_FILE in self.others else None
 
 
 def open_source(path: str | os.PathLike) -> Source:
@@ -613,18 +614,16 @@ def grid_indices(
     return (cols, rows), indices
 
 
-def _image_names(files: Iterable[str]) -> list[str]:
-    """Files with an extension that Pillow reads, sorted; not the shadow files that macOS leaves beside them."""
+def _sort_out(files: Iterable[str]) -> tuple[list[str], list[str]]:
+    """(files with an extension that Pillow reads, all others), sorted; shadow files of macOS are no images."""
     extensions = images.readable_extensions()
-    return sorted(
-        {
-            name
-            for name in files
-            if os.path.splitext(name)[1].lower() in extensions
-            and not name.startswith("__MACOSX/")
-            and not name.rsplit("/", 1)[-1].startswith("._")
-        }
-    )
+    names: list[str] = []
+    others: list[str] = []
+    for name in sorted(set(files)):
+        shadow = name.startswith("__MACOSX/") or name.rsplit("/", 1)[-1].startswith("._")
+        readable = os.path.splitext(name)[1].lower() in extensions and not shadow
+        (names if readable else others).append(name)
+    return names, others
 
 
 def _raise(err: OSError) -> None:

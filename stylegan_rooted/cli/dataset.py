@@ -1,0 +1,93 @@
+"""`stylegan-rooted dataset`: build a data set from images, and tell what is in one."""
+
+import json
+import sys
+from typing import Any
+
+import click
+
+from stylegan_rooted.build_options import LABELS, RESIZE_FILTERS, TRANSFORMS, BuildOptions
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def command() -> None:
+    """Build a training zip from a folder or zip of images."""
+
+
+@command.command()
+@click.argument("source", type=click.Path())
+@click.argument("dest", type=click.Path(), metavar="DEST.zip")
+@click.option("--resolution", type=int, required=True, metavar="N", help="Side of the images: a power of two, 4 or more.")
+@click.option("--transform", type=click.Choice(list(TRANSFORMS)), default=BuildOptions.transform, show_default=True,
+              help="; ".join(f"{name}: {what}" for name, what in TRANSFORMS.items()) + ".")
+@click.option("--resize-filter", type=click.Choice(RESIZE_FILTERS), default=BuildOptions.resize_filter,
+              show_default=True, help="Filter for resizing; it is recorded in the zip.")
+@click.option("--background", default=BuildOptions.background, show_default=True, metavar="COLOUR",
+              help="Behind transparent pixels and padding: white, black, grey or #rrggbb.")
+@click.option("--rgb/--grey", "rgb", default=None, help="Write colour or grey images.  [default: grey if all are]")
+@click.option("--labels", type=click.Choice(list(LABELS)), default=BuildOptions.labels, show_default=True,
+              help="; ".join(f"{name}: {what}" for name, what in LABELS.items()) + ".")
+@click.option("--max-images", type=int, metavar="N", help="Stop after N images.  [default: all]")
+@click.option("--overwrite", is_flag=True, help="Replace DEST.zip if it exists.")
+def build(source: str, dest: str, rgb: bool | None, overwrite: bool, **options: Any) -> None:
+    """Crop and resize the images of SOURCE (a folder, searched recursively, or a zip) into DEST.zip.
+
+    Palette, transparent, CMYK, 16-bit and EXIF-rotated images are converted. Files that can't be used are left out
+    and listed at the end with the reason.
+    """
+    options["channels"] = "auto" if rgb is None else ("rgb" if rgb else "grey")
+    try:
+        BuildOptions(**options)
+    except ValueError as err:
+        raise click.UsageError(str(err)) from err
+    if not dest.lower().endswith(".zip"):
+        raise click.UsageError(f"DEST is {dest}; it must end in .zip")
+    from stylegan_rooted import dataset_tool
+
+    if sys.stderr.isatty():
+        with click.progressbar(length=1, label="Building", file=sys.stderr) as bar:
+
+            def advance(done: int, total: int) -> None:
+                bar.length = total
+                bar.update(done - bar.pos)
+
+            result = dataset_tool.build(source, dest, overwrite=overwrite, progress=advance, **options)
+    else:
+        result = dataset_tool.build(source, dest, overwrite=overwrite, **options)
+
+    _list_skipped(result.skipped)
+    kind = "RGB" if result.num_channels == 3 else "grey"
+    classes = f", {len(result.classes)} classes" if result.classes else ""
+    size = f"{result.resolution}x{result.resolution}"
+    click.echo(f"Wrote {result.num_written} {kind} images of {size}{classes} to {result.dest}", err=True)
+    if result.num_enlarged:
+        click.echo(f"Note: {result.num_enlarged} of them were smaller and had to be enlarged.", err=True)
+
+
+@command.command()
+@click.argument("data", type=click.Path())
+def info(data: str) -> None:
+    """Print what DATA (a folder or zip) holds, as one JSON object."""
+    from training.dataset import ImageDataset, open_source, read_meta
+
+    meta = read_meta(open_source(data))
+    dataset = ImageDataset(data, use_labels=meta.get("labels") is not None)
+    record = {
+        "name": dataset.name,
+        "num_images": len(dataset),
+        "resolution": dataset.resolution,
+        "num_channels": dataset.num_channels,
+        "label_dim": dataset.label_dim,
+        "fingerprint": dataset.fingerprint(),
+        "build": meta.get("build"),
+    }
+    click.echo(json.dumps(record, indent=2))
+
+
+def _list_skipped(skipped: list[tuple[str, str]]) -> None:
+    if not skipped:
+        return
+    width = max(len(name) for name, _ in skipped)
+    click.echo(f"Left out {len(skipped)} file{'s' if len(skipped) > 1 else ''}:", err=True)
+    for name, reason in skipped:
+        click.echo(f"  {name:<{width}}  {reason}", err=True)
