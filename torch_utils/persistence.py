@@ -40,6 +40,7 @@ def persistent_class(orig_class: type) -> type:
     if "_is_persistent_class" in vars(orig_class):
         return orig_class
     constructor = orig_class.__init__  # type: ignore[misc]
+    inherited_reduce_ex: Callable[..., Any] = orig_class.__reduce_ex__
 
     @functools.wraps(constructor)
     def recording_constructor(self: Any, *args: Any, **kwargs: Any) -> None:
@@ -50,7 +51,7 @@ def persistent_class(orig_class: type) -> type:
 
     def reduce_ex(self: Any, protocol: Any) -> tuple:
         if "_is_persistent_class" not in vars(type(self)):  # a plain subclass pickles the plain way
-            return super(orig_class, self).__reduce_ex__(protocol)
+            return inherited_reduce_ex(self, protocol)
         return (_reconstruct_persistent_obj, (describe(self, dict(self.__dict__)),), None)
 
     orig_class.__init__ = recording_constructor  # type: ignore[misc]
@@ -137,7 +138,7 @@ def _reconstruct_persistent_obj(meta: dict) -> Any:
             f"persistent object of type {record.get('type')!r}, version {record.get('version')!r}; "
             f"wanted type 'class', version {FORMAT_VERSION}; save the file again with a current version"
         )
-    cls = _find_class(record.module_src, record.class_name)
+    cls: Any = _find_class(record.module_src, record.class_name)
     obj = cls.__new__(cls)
     if hasattr(obj, "__setstate__"):
         obj.__setstate__(record.state)
@@ -182,7 +183,7 @@ def _execute(source: str, digest: str) -> types.ModuleType:
 def _module_source(name: str) -> "str | None":
     """The text of an imported module, read once: when its first persistent class is made."""
     if name not in _source_of_module:
-        loader = getattr(sys.modules.get(name), "__loader__", None)
+        loader: Any = getattr(sys.modules.get(name), "__loader__", None)
         try:
             source = loader.get_source(name) if hasattr(loader, "get_source") else None
         except (ImportError, OSError):

@@ -10,7 +10,6 @@ It knows nothing of networks: `training.network_pickle` makes networks of the re
 Source: networks-and-pickles.md sections 3.1-3.3; clarifications 13-17.
 """
 
-import codecs
 import io
 import math
 import pickle
@@ -27,6 +26,8 @@ MAX_STEPS = 1_000_000  # opcodes in one file; a 1024-pixel snapshot has about 60
 MAX_TEXT_BYTES = 16 << 20  # one string; the source of a module has about 50 000
 MAX_LINE_BYTES = 1 << 16  # one line of a text opcode
 MAX_INT_BYTES = 16
+MAX_NAME = 1000  # letters in the name of a global
+MAX_LISTED = 1000  # different globals, and reasons to refuse, that are kept
 MAX_DIMS = 8
 TORCH_MAGIC = 0x1950A86A20F9469CFC6C  # first value of PyTorch's container from before its zip format
 TORCH_PROTOCOL = 1001
@@ -204,8 +205,8 @@ class Document:
 
     Attributes:
         root: the top-level value (records and plain values), None where the file is damaged.
-        globals: names the pickle asks for, in order of appearance.
-        nested_globals: names that tensor storages inside it ask for.
+        globals: names the pickle asks for, in order of appearance (an ordered set).
+        nested_globals: names that tensor storages inside it ask for (likewise).
         refusals: why a strict reader refuses the file, in order; empty for a file within the allow-list.
         damage: what is broken, or None.
         protocol: pickle protocol, 0 if none is announced.
@@ -215,8 +216,8 @@ class Document:
 
     def __init__(self) -> None:
         self.root: Any = None
-        self.globals: list[str] = []
-        self.nested_globals: list[str] = []
+        self.globals: dict[str, None] = {}
+        self.nested_globals: dict[str, None] = {}
         self.refusals: list[str] = []
         self.damage: str | None = None
         self.protocol = 0
@@ -446,15 +447,17 @@ class _Machine:
     # Names, calls and objects: everything that would be able to act in an ordinary unpickler.
 
     def refuse(self, reason: str) -> None:
-        if len(self.document.refusals) < 100:
+        if len(self.document.refusals) < MAX_LISTED:
             self.document.refusals.append(reason)
 
     def find(self, module: str, name: str) -> Global:
+        if len(module) + len(name) > MAX_NAME:
+            raise PickleError(f"the name of a global has {len(module) + len(name)} letters; damaged or hostile")
         full = f"{module}.{name}"
         seen = self.document.nested_globals if self.nested else self.document.globals
         allowed = full in STORAGE_DTYPES if self.nested else full in ALLOWED_GLOBALS
-        if full not in seen and len(seen) < 1000:
-            seen.append(full)
+        if full not in seen and len(seen) < MAX_LISTED:
+            seen[full] = None
             if not allowed:
                 inside = "a tensor's bytes ask" if self.nested else "it asks"
                 self.refuse(
@@ -682,7 +685,7 @@ def _string_line(m: _Machine) -> None:
     raw = m.line().strip()
     if len(raw) < 2 or raw[:1] != raw[-1:] or raw[:1] not in b"'\"":
         raise PickleError(f"text without quotes near byte {m.pos}; damaged")
-    m.stack.append(codecs.escape_decode(raw[1:-1])[0].decode("latin-1"))  # type: ignore[attr-defined]
+    m.stack.append(raw[1:-1].decode("latin-1"))  # escapes stay: no snapshot has this opcode, it is only shown
 
 
 def _names(m: _Machine) -> tuple[str, str]:
@@ -769,6 +772,10 @@ def _pop(m: _Machine) -> None:
         m.pop_mark()
 
 
+def _pop_mark(m: _Machine) -> None:
+    m.pop_mark()
+
+
 def _extension(layout: str) -> Callable[[_Machine], None]:
     def operation(m: _Machine) -> None:
         code = m.number(layout)
@@ -841,7 +848,7 @@ def _opcodes() -> Iterator[tuple[bytes, Callable[[_Machine], None]]]:
     yield pickle.SETITEMS, _set_items
     yield pickle.MARK, _Machine.push_mark
     yield pickle.POP, _pop
-    yield pickle.POP_MARK, lambda m: m.pop_mark() and None
+    yield pickle.POP_MARK, _pop_mark
     yield pickle.DUP, push(lambda m: m.stack[-1])
     yield pickle.PUT, lambda m: m.put(_decimal(m.line()))
     yield pickle.BINPUT, lambda m: m.put(m.number("<B"))

@@ -271,6 +271,9 @@ def module_tensors(record: PersistentRecord) -> dict[str, TensorRecord]:
             raise PickleError("its module tree is larger or deeper than any StyleGAN2; damaged or hostile")
         if not isinstance(module, PersistentRecord):
             raise PickleError(f"module {printable(prefix)!r} is a {pickle_reader.describe(module)}; {REMEDY}")
+        visited += sum(len(module.table(table)) for table in ("_parameters", "_buffers", "_modules")) // 16
+        if visited > MAX_MODULES:
+            raise PickleError("its module tree is larger than any StyleGAN2; damaged or hostile")
         for table in ("_parameters", "_buffers"):
             for name, tensor in module.table(table).items():
                 if isinstance(tensor, TensorRecord):
@@ -305,7 +308,7 @@ def build(cls: type, settings: dict, tensors: dict[str, TensorRecord], what: str
     try:
         with _WithoutMemory():
             module = cls(**settings)
-    except (TypeError, ValueError, KeyError, AttributeError, AssertionError, RuntimeError, ArithmeticError) as error:
+    except (TypeError, ValueError, LookupError, AttributeError, AssertionError, RuntimeError, ArithmeticError) as error:
         reason = printable(" ".join(str(error).split()), 160)
         raise PickleError(
             f"{what}: its settings make no {cls.__name__} of this program ({reason}); {REMEDY}"
@@ -322,6 +325,9 @@ def build(cls: type, settings: dict, tensors: dict[str, TensorRecord], what: str
             )
         if not tensors[name].dtype.is_floating_point:
             raise PickleError(f"{what}: tensor {name!r} is {tensors[name].dtype}, wanted floating point; {REMEDY}")
+    stored = {(id(r.storage.blob.data), r.storage.blob.start): r.storage.numel for r in tensors.values() if r.storage.blob}
+    if sum(record.numel for record in tensors.values()) > sum(stored.values()):
+        raise PickleError(f"{what}: its tensors show more numbers than the file stores; damaged or hostile")
     module.to_empty(device="cpu")
     with torch.no_grad():
         for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
@@ -579,7 +585,7 @@ class _SnapshotPickler(pickle.Pickler):
 
 
 class _Writer:
-    """Turns the state of modules into fresh plain values; equal strings become one, for sharing is part of the bytes."""
+    """Turns the state of modules into fresh plain values; equal strings become one: sharing is part of the bytes."""
 
     def __init__(self) -> None:
         self.strings: dict[str, str] = {}

@@ -1,0 +1,236 @@
+"""What is in a pickle, told without executing it; hostile and damaged files are described, not refused."""
+
+import hashlib
+import itertools
+import json
+import math
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from dnnlib.util import open_url
+from torch_utils import pickle_reader
+from torch_utils.pickle_reader import Document, PersistentRecord, PickleError, printable
+from training import augment, network_pickle, networks
+
+NETWORKS = ("G", "D", "G_ema", "augment_pipe")
+MAX_LISTED = 50  # globals and reasons shown in the text form
+
+
+@dataclass(frozen=True)
+class InspectReport:
+    """What one file holds.
+
+    Attributes:
+        file: name as given.
+        num_bytes: size of the file.
+        sha256: digest of the file.
+        container: 'pickle', 'torch-zip' or 'torch-legacy'.
+        protocol: pickle protocol.
+        kind: code of the format, as `network_pickle.identify` gives it.
+        description: the format in words.
+        family: who wrote a snapshot: 'stylegan2-ada', 'stylegan3-repo', 'stylegan-rooted'; None for other files.
+        safe: whether everything it asks for is on the allow-list and it is not damaged.
+        reasons: why it is not safe, one line each.
+        loads: whether `network_pickle.load` accepts it.
+        problem: why it doesn't, or None.
+        globals: functions and classes it asks for.
+        refused_globals: those of them, and of those inside tensors, that are not on the allow-list.
+        sources: embedded source texts: SHA-256, size, classes, whether it is this program's own.
+        networks: per network: class, sizes, numbers of parameters and buffer elements, constructor arguments.
+        training_set_kwargs: recorded settings of the data set, or None.
+    """
+
+    file: str
+    num_bytes: int
+    sha256: str
+    container: str
+    protocol: int
+    kind: str
+    description: str
+    family: "str | None"
+    safe: bool
+    reasons: list[str]
+    loads: bool
+    problem: "str | None"
+    globals: list[str]
+    refused_globals: list[str]
+    sources: list[dict[str, Any]]
+    networks: dict[str, dict[str, Any]]
+    training_set_kwargs: "dict | None"
+
+    def as_json(self) -> str:
+        """One JSON object."""
+        return json.dumps(_jsonable(asdict(self)), indent=2, allow_nan=False)
+
+
+def inspect_file(path_or_url: "str | os.PathLike") -> InspectReport:
+    """Describe a file; nothing in it is executed.
+
+    Args:
+        path_or_url: any file.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    name = os.fspath(path_or_url)
+    with open_url(name) as stream:
+        data = stream.read()
+    document = pickle_reader.survey(data)
+    kind, description = network_pickle.identify(document)
+    try:
+        network_pickle.parse(data)
+        problem = None
+    except PickleError as error:
+        problem = str(error)
+    records = _records(document)
+    reasons = document.refusals + ([document.damage] if document.damage is not None else [])
+    refused = [name for name in document.globals if name not in pickle_reader.ALLOWED_GLOBALS]
+    refused += [name for name in document.nested_globals if name not in pickle_reader.STORAGE_DTYPES]
+    sources = _sources(records)
+    return InspectReport(
+        file=printable(name, 500),
+        num_bytes=len(data),
+        sha256=hashlib.sha256(data).hexdigest(),
+        container=document.container,
+        protocol=document.protocol,
+        kind=kind,
+        description=description,
+        family=_family(records, sources) if kind == "snapshot" else None,
+        safe=not reasons,
+        reasons=reasons,
+        loads=problem is None,
+        problem=problem,
+        globals=[printable(name) for name in document.globals],
+        refused_globals=[printable(name) for name in refused],
+        sources=sources,
+        networks={key: _network(record) for key, record in records.items()},
+        training_set_kwargs=_training_set_kwargs(document),
+    )
+
+
+def format_report(report: InspectReport) -> str:
+    """The report as text for people."""
+    lines = [
+        f"file      {report.file}",
+        f"size      {report.num_bytes} bytes, SHA-256 {report.sha256}",
+        f"kind      {report.description}" + (f", written by {report.family}" if report.family else ""),
+        f"pickle    {report.container}, protocol {report.protocol}",
+    ]
+    for name, network in report.networks.items():
+        sizes = "  ".join(f"{key} {value}" for key, value in network.items() if type(value) in (int, float, str))
+        lines.append(f"{name:<9} {printable(sizes, 300)}")
+        if "settings" in network:
+            lines.append(f"          {_one_line(network['settings'])}")
+    if report.training_set_kwargs is not None:
+        lines.append(f"data set  {_one_line(report.training_set_kwargs)}")
+    for source in report.sources:
+        own = "this program's own, " if source["ours"] else ""
+        classes = printable(", ".join(source["classes"]), 200)
+        lines.append(f"source    {own}{source['num_bytes']} bytes, SHA-256 {source['sha256']} (classes {classes})")
+    lines += [f"global    {name}" for name in report.globals[:MAX_LISTED]]
+    lines += [f"refused   {name}" for name in report.refused_globals[:MAX_LISTED]]
+    lines += [f"reason    {reason}" for reason in report.reasons[:MAX_LISTED]]
+    if report.safe:
+        lines.append("safe: yes (nothing outside the allow-list; other programs may execute the embedded source)")
+    else:
+        lines.append("safe: no (do not open this file with an ordinary unpickler)")
+    lines.append("loads: yes" if report.loads else f"loads: no ({report.problem})")
+    return "\n".join(lines)
+
+
+def _records(document: Document) -> dict[str, PersistentRecord]:
+    root = document.root if isinstance(document.root, dict) else {}
+    return {key: root[key] for key in NETWORKS if isinstance(root.get(key), PersistentRecord)}
+
+
+def _network(record: PersistentRecord) -> dict[str, Any]:
+    """Sizes and settings of one network, as far as the record tells them."""
+    report: dict[str, Any] = {"class": printable(record.class_name)}
+    for key in ("img_resolution", "img_channels", "z_dim", "c_dim", "w_dim"):
+        if type(record.state.get(key)) is int:
+            report[key] = record.state[key]
+    for child in ("synthesis", "b8", "b4"):
+        block = record.table("_modules").get(child)
+        if child == "synthesis" and isinstance(block, PersistentRecord):
+            block = block.table("_modules").get("b4")
+        if isinstance(block, PersistentRecord) and isinstance(block.state.get("architecture"), str):
+            report["architecture"] = printable(block.state["architecture"])
+            break
+    try:
+        tensors = network_pickle.module_tensors(record)
+        report["num_parameters"] = sum(t.numel for t in tensors.values() if t.is_parameter)
+        report["num_buffer_elements"] = sum(t.numel for t in tensors.values() if not t.is_parameter)
+        if record.class_name == "AugmentPipe" and "p" in tensors and tensors["p"].numel == 1:
+            report["p"] = float(tensors["p"].tensor())
+        report["settings"] = {
+            "Generator": network_pickle.generator_settings,
+            "Discriminator": network_pickle.discriminator_settings,
+            "AugmentPipe": network_pickle.augment_settings,
+        }.get(record.class_name, network_pickle.augment_settings)(record)
+    except PickleError as error:
+        report["problem"] = str(error)
+    return report
+
+
+def _sources(records: dict[str, PersistentRecord]) -> list[dict[str, Any]]:
+    """The distinct source texts among the modules, with the classes taken from each."""
+    own = {hashlib.sha256(Path(module.__file__ or "").read_bytes()).hexdigest() for module in (networks, augment)}
+    digests: dict[str, str] = {}
+    found: dict[str, dict[str, Any]] = {}
+    pending: list[PersistentRecord] = list(records.values())
+    seen: set[int] = set()
+    for record in pending:  # grows while it is walked
+        if id(record) in seen:
+            continue
+        seen.add(id(record))
+        text = record.source
+        if text:
+            if text not in digests:
+                raw = text.encode("utf-8", "surrogatepass")
+                digests[text] = hashlib.sha256(raw).hexdigest()
+                ours = digests[text] in own
+                found[digests[text]] = {"sha256": digests[text], "num_bytes": len(raw), "classes": [], "ours": ours}
+            names, name = found[digests[text]]["classes"], printable(record.class_name)
+            if name not in names and len(names) < MAX_LISTED:
+                names.append(name)
+        if len(pending) < 4 * network_pickle.MAX_MODULES:
+            children = itertools.islice(record.table("_modules").values(), network_pickle.MAX_MODULES)
+            pending.extend(child for child in children if isinstance(child, PersistentRecord))
+    return list(found.values())
+
+
+def _family(records: dict[str, PersistentRecord], sources: list[dict[str, Any]]) -> str:
+    """Who wrote a snapshot: our source text, or the attributes that only one repository stores."""
+    if sources and all(source["ours"] for source in sources):
+        return "stylegan-rooted"
+    generator = records.get("G_ema") or records.get("G")
+    node: Any = generator
+    for child in ("synthesis", "b4", "conv1"):
+        node = node.table("_modules").get(child) if isinstance(node, PersistentRecord) else None
+    flat = isinstance(node, PersistentRecord) and "in_channels" in node.state
+    return "stylegan3-repo" if flat else "stylegan2-ada"
+
+
+def _training_set_kwargs(document: Document) -> "dict | None":
+    value = document.root.get("training_set_kwargs") if isinstance(document.root, dict) else None
+    try:
+        return pickle_reader.plain(value, "training_set_kwargs") if isinstance(value, dict) else None
+    except PickleError as error:
+        return {"problem": str(error)}
+
+
+def _jsonable(value: Any) -> Any:
+    """JSON has no bytes, no infinite numbers and only text as keys."""
+    if isinstance(value, dict):
+        return {str(key): _jsonable(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_jsonable(item) for item in value]
+    if isinstance(value, bytes):
+        return value.hex()
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _one_line(value: Any) -> str:
+    return printable(json.dumps(_jsonable(value), allow_nan=False), 1000)
