@@ -79,7 +79,7 @@ def evaluate(
     seed: int = 0,
     covariance: str | None = None,
     num_subsets: int = 100,
-    max_subset_size: int = 1000,
+    max_subset_size: int | None = None,
     max_rows: int = 50_000,
 ) -> list[MetricResult]:
     """Measure how far generated images are from real ones.
@@ -94,7 +94,8 @@ def evaluate(
         covariance: `nvidia` (divide by n) or `cleanfid` (by n - 1); None takes `nvidia` for `legacy_tensorflow`
             resizing, for figures as in the ADA family, and `cleanfid` otherwise.
         num_subsets: Kernel distance: subset pairs.
-        max_subset_size: Kernel distance: largest subset.
+        max_subset_size: Kernel distance: largest subset. None takes 1000, but at most half of the smaller side: subsets
+            that are the whole set would all be equal and have no spread. 1000 reproduces the ADA family's subsets.
         max_rows: Most feature rows kept per side for the kernel distance.
 
     Raises:
@@ -253,11 +254,12 @@ def _frechet_row(reals: FeatureStats, fakes: FeatureStats, covariance: str) -> d
 
 
 def _kernel_row(
-    reals: FeatureStats, fakes: FeatureStats, num_subsets: int, max_subset_size: int, seed: int
+    reals: FeatureStats, fakes: FeatureStats, num_subsets: int, max_subset_size: int | None, seed: int
 ) -> dict[str, Any]:
-    kid = kernel_distance(
-        reals.features(), fakes.features(), num_subsets=num_subsets, max_subset_size=max_subset_size, seed=seed
-    )
+    f1, f2 = reals.features(), fakes.features()
+    if max_subset_size is None:
+        max_subset_size = max(2, min(1000, len(f1) // 2, len(f2) // 2))
+    kid = kernel_distance(f1, f2, num_subsets=num_subsets, max_subset_size=max_subset_size, seed=seed)
     return {
         "value": kid.mean,
         "spread": kid.std,

@@ -12,7 +12,8 @@ class KidResult:
     Attributes:
         mean: Average over subsets of the unbiased squared MMD; can be slightly negative for equal distributions.
         std: Population standard deviation of the single subsets' values around `mean`. It shows how much one subset's
-            figure varies; it is no standard error of `mean`, as subsets share images.
+            figure varies; it is no standard error of `mean`, as subsets share images, and it is 0 up to round-off where
+            every subset is the whole set.
         num_subsets: How many pairs of subsets were drawn.
         subset_size: Rows in each.
     """
