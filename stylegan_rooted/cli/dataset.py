@@ -17,7 +17,8 @@ def command() -> None:
 @command.command()
 @click.argument("source", type=click.Path())
 @click.argument("dest", type=click.Path(), metavar="DEST.zip")
-@click.option("--resolution", type=int, required=True, metavar="N", help="Side of the images: a power of two, 4 or more.")
+@click.option("--resolution", type=int, required=True, metavar="N",
+              help="Side of the images, a power of two from 4 up.")
 @click.option("--transform", type=click.Choice(list(TRANSFORMS)), default=BuildOptions.transform, show_default=True,
               help="; ".join(f"{name}: {what}" for name, what in TRANSFORMS.items()) + ".")
 @click.option("--resize-filter", type=click.Choice(RESIZE_FILTERS), default=BuildOptions.resize_filter,
