@@ -265,6 +265,9 @@ def survey(data: bytes) -> Document:
     except PickleError as error:
         document.damage = str(error)
         document.root = None
+        if document.protocol == 0 and not document.globals and document.container == "pickle":
+            document.refusals.clear()  # opcodes met by chance
+            document.damage = f"not a pickle file ({error})"
     if type(document.root) in (Global, Blob, DtypeRecord):
         document.root = None
     return document

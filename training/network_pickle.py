@@ -308,11 +308,11 @@ def build(cls: type, settings: dict, tensors: dict[str, TensorRecord], what: str
     try:
         with _WithoutMemory():
             module = cls(**settings)
-    except (TypeError, ValueError, LookupError, AttributeError, AssertionError, RuntimeError, ArithmeticError) as error:
-        reason = printable(" ".join(str(error).split()), 160)
+    except (TypeError, ValueError, LookupError, AttributeError, AssertionError, RuntimeError, ArithmeticError) as e:
+        reason = printable(" ".join(str(e).split()), 160)
         raise PickleError(
             f"{what}: its settings make no {cls.__name__} of this program ({reason}); {REMEDY}"
-        ) from error
+        ) from e
     own = dict(module.named_parameters()) | dict(module.named_buffers())
     for name in [*own, *tensors]:
         if name not in tensors or name not in own:
@@ -325,7 +325,8 @@ def build(cls: type, settings: dict, tensors: dict[str, TensorRecord], what: str
             )
         if not tensors[name].dtype.is_floating_point:
             raise PickleError(f"{what}: tensor {name!r} is {tensors[name].dtype}, wanted floating point; {REMEDY}")
-    stored = {(id(r.storage.blob.data), r.storage.blob.start): r.storage.numel for r in tensors.values() if r.storage.blob}
+    blobs = [(record.storage.blob, record.storage.numel) for record in tensors.values()]
+    stored = {(id(blob.data), blob.start): numel for blob, numel in blobs if blob is not None}
     if sum(record.numel for record in tensors.values()) > sum(stored.values()):
         raise PickleError(f"{what}: its tensors show more numbers than the file stores; damaged or hostile")
     module.to_empty(device="cpu")

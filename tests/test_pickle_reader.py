@@ -1,0 +1,291 @@
+"""The pickle interpreter: right values for honest files, bounded refusal of all others, and never an execution."""
+
+import io
+import pickle
+import pickletools
+import struct
+import subprocess
+import sys
+import time
+from collections import OrderedDict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from torch_utils import pickle_reader
+from torch_utils.pickle_reader import ObjectRecord, PickleError, TensorRecord, plain, read, survey
+
+ROOT = Path(__file__).resolve().parent.parent
+DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64, torch.int32, torch.uint8]
+DTYPES += [torch.bool]
+
+
+def short(text: str) -> bytes:
+    return b"\x8c" + bytes([len(text)]) + text.encode()
+
+
+def named(module: str, name: str) -> bytes:
+    return short(module) + short(name) + b"\x93"
+
+
+def stored(tensor: torch.Tensor) -> torch.Tensor:
+    """Through pickle and our reader."""
+    record = read(pickle.dumps(tensor, protocol=4)).root
+    assert isinstance(record, TensorRecord)
+    return record.tensor()
+
+
+@pytest.mark.parametrize("protocol", [0, 1, 2, 3, 4, 5])
+def test_plain_values_equal_pickles_own(protocol: int) -> None:
+    value = {
+        "a": [1, -1, 255, 256, 70000, 2**40, -(2**70), True, False, None, 1.5, float("inf")],
+        "b": ("", "é\U0001f600", (), (1,), (1, 2), (1, 2, 3), (1, 2, 3, 4)),
+        "c": {"nested": {1: "one", None: "none"}},
+    }
+    value["again"] = value["a"]
+    if protocol >= 3:
+        value["d"] = b"raw \x00\xff"
+    data = pickle.dumps(value, protocol=protocol)
+    document = read(data)
+    assert plain(document.root) == value and document.damage is None
+    assert document.root["again"] is document.root["a"]
+    assert document.protocol == (protocol if protocol >= 2 else 0)
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4])
+def test_names_on_the_allow_list_become_values(protocol: int) -> None:
+    numbers = [np.float64(1.5), np.float32(-2), np.int64(7), np.bool_(True)]
+    value = {"o": OrderedDict(a=1), "s": {"x", "y"}, "n": numbers}
+    if protocol == 2:
+        value["b"] = b"\x00\xff"  # goes through _codecs.encode
+    root = read(pickle.dumps(value, protocol=protocol)).root
+    assert type(root["o"]) is pickle_reader.OrderedDictRecord and dict(root["o"]) == {"a": 1}
+    assert root["s"] == {"x", "y"} and root["n"] == [1.5, -2.0, 7, True]
+    assert [type(x) for x in root["n"]] == [float, float, int, bool], "NumPy scalars become Python numbers"
+    if protocol == 2:
+        assert root["b"].tobytes() == b"\x00\xff"
+
+
+def test_big_endian_numpy_scalar() -> None:
+    assert read(pickle.dumps(np.array([2.5], dtype=">f8")[0], protocol=4)).root == 2.5
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_tensors_equal_torchs(dtype: torch.dtype, protocol: int) -> None:
+    tensor = (torch.arange(24).reshape(2, 3, 4) % 7).to(dtype)
+    record = read(pickle.dumps(tensor, protocol=protocol)).root
+    assert torch.equal(record.tensor(), tensor) and record.dtype == dtype and not record.is_parameter
+
+
+def test_tensor_layouts() -> None:
+    base = torch.randn(2, 3, 4, 5, generator=torch.Generator().manual_seed(0))
+    for tensor in (base.to(memory_format=torch.channels_last), base[:, 1:, ::2], base.transpose(1, 3), base[0, 0, 0, 0],
+                   torch.zeros(0, 3), torch.zeros(())):  # fmt: skip
+        twin = stored(tensor)
+        assert torch.equal(twin, tensor) and twin.dtype == tensor.dtype
+    assert stored(base.to(memory_format=torch.channels_last)).is_contiguous(memory_format=torch.channels_last)
+    assert read(pickle.dumps(torch.nn.Parameter(base))).root.is_parameter
+    first, second = read(pickle.dumps([base, base])).root
+    assert first is second
+
+
+GEOMETRY = [
+    ((0, (24,), (1,)), True),
+    ((0, (2, 12), (12, 1)), True),
+    ((20, (2, 2), (2, 1)), True),
+    ((0, (5, 0), (1, 1)), True),
+    ((0, (1, 24), (0, 1)), True),
+    ((0, (25,), (1,)), False),
+    ((21, (2, 2), (2, 1)), False),
+    ((-1, (2,), (1,)), False),
+    ((0, (10**10,), (0,)), False),
+    ((0, (10**10, 10**10), (0, 0)), False),
+    ((0, (13, 12), (1, 1)), False),
+    ((0, (2,), (-1,)), False),
+    ((0, (2, 2), (1,)), False),
+    ((0, [2], [1]), False),
+    ((0.0, (2,), (1,)), False),
+    ((0, (True,), (1,)), False),
+    ((0, (2**62,), (1,)), False),
+    ((0, (1,) * 9, (1,) * 9), False),
+]
+
+
+@pytest.mark.parametrize("geometry, fits", GEOMETRY)
+def test_tensor_geometry_is_checked_against_the_storage(geometry: tuple, fits: bool) -> None:
+    if fits:
+        pickle_reader.check_tensor(24, *geometry)
+    else:
+        with pytest.raises(PickleError, match="hostile"):
+            pickle_reader.check_tensor(24, *geometry)
+
+
+def test_storage_that_lies_about_its_length() -> None:
+    data = pickle.dumps(torch.ones(6), protocol=4)
+    length = struct.pack("<q", 6) + struct.pack("<6f", *[1] * 6)
+    assert data.count(length) == 1
+    for numel in (5, 7, -1, 2**60):
+        changed = data.replace(length, struct.pack("<q", numel) + length[8:])
+        with pytest.raises(PickleError, match="bytes|stored"):
+            read(changed)
+
+
+ENDLESS = b"\x80\x04" + b"]" * 50
+REFUSED = {
+    "extension": (b"\x80\x02\x82\x01.", "extension code"),
+    "persistent id": (b"\x80\x02K\x01Q.", "persistent id"),
+    "BUILD on a list": (b"\x80\x02]}b.", "BUILD"),
+    "BUILD on an ordered dict": (b"\x80\x04" + named("collections", "OrderedDict") + b")R}b.", "attributes"),
+    "BUILD on a global": (b"\x80\x04" + named("torch._utils", "_rebuild_tensor_v2") + b"}b.", "BUILD"),
+    "NEWOBJ of an allowed function": (b"\x80\x04" + named("collections", "OrderedDict") + b")\x81.", "makes an object"),
+    "NEWOBJ_EX": (b"\x80\x04" + named("dnnlib.util", "EasyDict") + b")}\x92.", "keyword"),
+    "INST of an allowed class": (b"(icollections\nOrderedDict\n.", "INST"),
+    "calling a result": (b"\x80\x04" + named("collections", "OrderedDict") + b")R)R.", "calls a"),
+    "module of an allowed name": (b"\x80\x04" + named("torch_utils", "persistence") + b".", "allow-list"),
+    "dotted name": (b"\x80\x04" + named("dnnlib", "util.EasyDict.__init__") + b".", "allow-list"),
+    "storage class outside a tensor": (b"\x80\x04" + named("torch", "FloatStorage") + b".", "allow-list"),
+    "numpy array": (pickle.dumps(np.zeros(3), protocol=3), "allow-list"),
+    "function of ours": (b"\x80\x04" + named("dnnlib.util", "open_url") + b".", "dnnlib.util.open_url"),
+    "python class": (pickle.dumps(Path("x"), protocol=4), "allow-list"),
+    "out-of-band buffer": (b"\x80\x05\x97.", "NEXT_BUFFER"),
+    "bytearray": (pickle.dumps(bytearray(b"x"), protocol=5), "BYTEARRAY8"),
+    "list as a key": (b"\x80\x02}]K\x01s.", "key"),
+    "tuple as a key": (b"\x80\x02})K\x01s.", "key"),
+    "huge number as a key": (b"\x80\x02}\x8a\x09\x01\x01\x01\x01\x01\x01\x01\x01\x01K\x01s.", "key"),
+    "number of 255 bytes": (b"\x80\x02\x8a\xff" + bytes(255) + b".", "whole number"),
+    "number of 5000 digits": (b"L" + b"9" * 5000 + b"L\n.", "digits"),
+    "key without value": (b"\x80\x02}(K\x01u.", "without a value"),
+    "append to a dict": (b"\x80\x02}K\x01a.", "appended"),
+    "keys for a list": (b"\x80\x02]K\x01K\x02s.", "keys set"),
+    "empty stack": (b"\x80\x02.", "damaged"),
+    "unknown memo entry": (b"\x80\x02h\x07.", "damaged"),
+    "mark without end": (b"\x80\x02t.", "damaged"),
+    "unknown opcode": (b"\x80\x02\xff.", "unknown opcode"),
+    "future protocol": (b"\x80\x09.", "protocol 9"),
+    "no bytes": (b"", "truncated"),
+    "text": (b"hello\nworld", "not a pickle file"),
+    "image": (b"\x89PNG\r\n\x1a\n", "not a pickle file"),
+    "announced length": (b"\x80\x04\x8e" + struct.pack("<Q", 1 << 40) + b"abcd.", "announces"),
+    "announced text": (b"\x80\x04\x8d" + struct.pack("<Q", 1 << 63) + b"abcd.", "at most"),
+    "announced frame": (b"\x80\x04\x95" + struct.pack("<Q", 1 << 40) + b"N.", "frame"),
+    "negative length": (b"\x80\x02T\xff\xff\xff\xffN.", "announces"),
+    "memo index": (b"\x80\x02Nr\xff\xff\xff\x7f.", "memo index"),
+    "negative memo index": (b"Np-5\n.", "memo index"),
+    "long global": (b"c" + b"a" * 2000 + b"\nb\n.", "letters"),
+    "endless line": (b"V" + b"a" * 200000 + b"\n.", "line"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused_with_one_line(name: str) -> None:
+    data, words = REFUSED[name]
+    with pytest.raises(PickleError) as refusal:
+        read(data)
+    message = str(refusal.value)
+    assert words in message and message.isprintable() and len(message) < 400
+
+
+def test_survey_tells_what_a_hostile_file_asks_for() -> None:
+    data = b"\x80\x04}" + short("x") + named("os", "system") + short("true") + b"\x85Rs."
+    document = survey(data)
+    assert list(document.globals) == ["os.system"] and "os.system" in document.refusals[0]
+    assert isinstance(document.root["x"], ObjectRecord) and document.root["x"].args == ("true",)
+
+
+BOMBS = {
+    "budget of steps": b"\x80\x02" + b"N0" * 700_000 + b".",
+    "encode again and again": b"\x80\x04" + named("_codecs", "encode") + b"\x940\x8d" + struct.pack("<Q", 1 << 19)
+    + b"a" * (1 << 19) + b"\x940" + (b"h\x00h\x01" + short("latin1") + b"\x86R0") * 40_000 + b"N.",
+    "copy an ordered dict again and again": b"\x80\x04" + named("collections", "OrderedDict") + b"\x940](" + b"".join(
+        b"K\x01K%c\x86" % (i % 256) for i in range(20_000)) + b"e\x940" + b"h\x00h\x01\x85R0" * 40_000 + b"N.",
+    "nested tuples": b"\x80\x02)" + b"\x85" * 300_000 + b".",
+    "nested calls": b"\x80\x02" + (b"cos\nsystem\nq\x00" + b"h\x00" * 80_000) + b")" + b"R\x85" * 80_000 + b".",
+    "nested dicts": b"\x80\x02N" + b"q\x00}K\x01h\x00s" * 150_000 + b".",
+    "many names": b"".join(b"cm%d\nf\n0" % i for i in range(150_000)) + b"N.",
+    "doubling": b"\x80\x02]" + b"q\x00]h\x00ah\x00a" * 60 + b".",
+}  # fmt: skip
+
+
+def test_bombs_end_quickly_in_little_memory() -> None:
+    """Each in one process with a memory limit, walked and thrown away too."""
+    program = (
+        "import resource, sys, time, pickle\n"
+        "from torch_utils import pickle_reader\n"
+        "bombs = pickle.load(sys.stdin.buffer)\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (6 << 30, 6 << 30))\n"
+        "for name, data in bombs.items():\n"
+        "    start = time.process_time()\n"
+        "    document = pickle_reader.survey(data)\n"
+        "    try: pickle_reader.plain(document.root)\n"
+        "    except pickle_reader.PickleError: pass\n"
+        "    else: assert document.root is None or document.damage, name\n"
+        "    del document\n"
+        "    seconds = time.process_time() - start\n"
+        "    print(name, seconds)\n"
+        "    assert seconds < 10, (name, seconds)\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", program], input=pickle.dumps(BOMBS), cwd=ROOT, capture_output=True, timeout=100
+    )
+    print(result.stdout.decode())
+    assert result.returncode == 0, result.stderr.decode()[-2000:]
+
+
+def test_payload_is_not_copied_and_cost_is_linear() -> None:
+    tensor = torch.zeros(16 << 20)  # 64 MiB
+    data = pickle.dumps(tensor, protocol=4)
+    start = time.process_time()
+    root = read(data).root
+    assert root.storage.blob.data is data
+    assert time.process_time() - start < 1
+
+
+def test_plain_is_bounded() -> None:
+    deep: list = []
+    for _ in range(30):
+        deep = [deep]
+    for value in (deep, list(range(20_000)), {"x": object()}):
+        with pytest.raises(PickleError):
+            plain(value)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_files_of_torch_save_are_surveyed_without_their_numbers(zipped: bool) -> None:
+    buffer = io.BytesIO()
+    torch.save({"w": torch.ones(3)}, buffer, _use_new_zipfile_serialization=zipped)
+    document = survey(buffer.getvalue())
+    assert document.container == ("torch-zip" if zipped else "torch-legacy") and document.damage is None
+    assert document.root["w"].size == (3,)
+    with pytest.raises(PickleError, match="not inside"):
+        document.root["w"].tensor()
+    with pytest.raises(PickleError, match="torch.save"):
+        read(buffer.getvalue())
+
+
+def test_damaged_zip() -> None:
+    assert "zip" in (survey(b"PK\x03\x04" + bytes(100)).damage or "")
+
+
+OPCODES = [op.code.encode("latin-1") for op in pickletools.opcodes]
+FRAGMENTS = [short("x"), named("collections", "OrderedDict"), named("numpy", "dtype"), named("os", "system"), b"K\x05",
+             named("torch._utils", "_rebuild_tensor_v2"), named("torch.storage", "_load_from_bytes"), b"C\x04abcd",
+             named("torch_utils.persistence", "_reconstruct_persistent_obj"), named("dnnlib.util", "EasyDict")]  # fmt: skip
+
+
+@settings(max_examples=400, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(st.lists(st.sampled_from(OPCODES) | st.sampled_from(FRAGMENTS) | st.binary(max_size=3), max_size=60))
+def test_any_bytes_are_surveyed(parts: list[bytes]) -> None:
+    data = b"\x80\x04" + b"".join(parts) + b"."
+    document = survey(data)
+    try:
+        read(data)
+        accepted = True
+    except PickleError as error:
+        accepted = False
+        assert str(error).isprintable()
+    assert accepted == (not document.refusals and document.damage is None)
