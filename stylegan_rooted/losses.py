@@ -25,13 +25,15 @@ PARTS = ("generator", "discriminator_fake", "discriminator_real")
 
 # exp overflows float32 at 88.72; the tail may start no later than where the loss itself is comfortably finite.
 MAX_TAIL_PER_K = 80.0
+# From here on ln(1 + e^x) = x to the last bit, in float64 too.
+LINEAR_FROM = 40.0
 # Micro-batches remembered between two calls of `drain`; bounds memory where nobody drains.
 MAX_REMEMBERED = 8192
 
 
 def logistic(margin: Tensor) -> Tensor:
     """sp(-m), the logistic loss of a margin of any shape; half-precision margins are evaluated in float32."""
-    return -F.logsigmoid(_at_least_float32(margin))
+    return _softplus(-_at_least_float32(margin))
 
 
 def rooted_logistic(
@@ -60,7 +62,7 @@ def rooted_logistic(
         check_tail_at(tail_at, k)
         # The clamped margin is all that meets exp: nothing can overflow, so no inf * 0 in any derivative.
         body = margin.clamp(min=-tail_at)
-    exponent = -F.logsigmoid(body) / k
+    exponent = _softplus(-body) / k
     value = k * (exponent.expm1() if centred else exponent.exp())
     if tail_at is not None:
         value = value + _slope_magnitude(-tail_at, k) * F.relu(-tail_at - margin)
@@ -156,7 +158,7 @@ def parse_k(text: str | float | KSchedule) -> KSchedule:
 
 
 class LogisticLoss:
-    """Non-saturating logistic GAN loss (Goodfellow et al. 2014): sp(-s) for G; sp(s) on fakes, sp(-s) on reals for D."""
+    """Non-saturating logistic GAN loss (Goodfellow et al. 2014): sp(-s) for G and on reals, sp(s) on fakes for D."""
 
     floor_generator = 0.0
     floor_discriminator = 0.0
@@ -276,7 +278,7 @@ class RootedLogisticLoss:
         """|derivative| of the loss at each margin, tail and scale included, in closed form."""
         margin = _at_least_float32(margin)
         body = margin if self.tail_at is None else margin.clamp(min=-self.tail_at)
-        return (-F.logsigmoid(body) / self.k).exp() * torch.sigmoid(-body) * self.multiplier
+        return (_softplus(-body) / self.k).exp() * torch.sigmoid(-body) * self.multiplier
 
     def diagnostics(self, margin: Tensor) -> dict[str, Tensor]:
         """How unevenly a set of margins shares the gradient.
@@ -387,6 +389,13 @@ def _known_part(part: str) -> str:
     if part not in PARTS:
         raise ValueError(f"unknown part of the loss {part!r}; one of {', '.join(PARTS)}")
     return part
+
+
+def _softplus(x: Tensor) -> Tensor:
+    # To full precision in float64 (torch's own threshold is 20), and without a second derivative where it is linear:
+    # where exp(sp / k) overflows, inf * sigma'(x) = inf * 0 would be NaN.
+    body = F.softplus(x.clamp(max=LINEAR_FROM), threshold=LINEAR_FROM)
+    return torch.where(x > LINEAR_FROM, x, body)
 
 
 def _at_least_float32(x: Tensor) -> Tensor:

@@ -45,12 +45,12 @@ def build_phases(
     phases = []
     for letter, module, lr, interval in (("G", G, lr_g, g_reg_interval), ("D", D, lr_d, d_reg_interval)):
         if interval is None:
-            phases.append(Phase(f"{letter}both", module, _adam(module, lr, betas, eps)))
+            phases.append(Phase(f"{letter}both", module, _adam(module, lr, (float(betas[0]), float(betas[1])), eps)))
             continue
         if interval < 1:
             raise ValueError(f"--{letter.lower()}-reg-interval {interval} is below 1; None is one common phase")
         ratio = interval / (interval + 1)
-        opt = _adam(module, lr * ratio, (betas[0] ** ratio, betas[1] ** ratio), eps)
+        opt = _adam(module, lr * ratio, (float(betas[0]) ** ratio, float(betas[1]) ** ratio), eps)
         phases.append(Phase(f"{letter}main", module, opt))
         phases.append(Phase(f"{letter}reg", module, opt, interval))
     return phases
@@ -61,7 +61,7 @@ def count_nonfinite(module: torch.nn.Module) -> int:
 
     One pass over all gradients and one synchronisation where all is well; counting happens only where it isn't.
     """
-    gradients = [p.grad for p in module.parameters() if p.grad is not None]
+    gradients = [p.grad for p in module.parameters() if p.grad is not None and p.grad.numel()]
     if not gradients:
         return 0
     largest = torch.stack(torch._foreach_norm(gradients, float("inf")))
