@@ -290,6 +290,24 @@ def test_band_filter_gate() -> None:
     assert within(open_gates(0.25, "imgfilter"), 1 - 0.75**4)
 
 
+def test_band_strength_scales_the_gate_of_its_band() -> None:
+    torch.manual_seed(14)
+    pipe = pipe_at(0.8, imgfilter=1, imgfilter_bands=[0, 0, 0.5, 0])
+    gains = pipe.sample_band_gains(augment.ParameterSampler(4000, CPU))
+    assert within(float(gains[:, 2].ne(1).float().mean()), 0.4)
+    others = gains[:, [0, 1, 3]]
+    torch.testing.assert_close(others, others[:, :1].expand_as(others))  # all share what keeps the power
+
+
+def test_hue_and_saturation_are_skipped_for_grey() -> None:
+    """Nothing happens and nothing is drawn."""
+    torch.manual_seed(15)
+    before = torch.get_rng_state()
+    x = images(channels=1)
+    assert torch.equal(augment.AugmentPipe(hue=1, saturation=1)(x), x)
+    assert torch.equal(before, torch.get_rng_state())
+
+
 def test_cutout_gate_and_center() -> None:
     torch.manual_seed(5)
     blank = pipe_at(0.5, cutout=1)(torch.ones([4000, 1, 8, 8])).eq(0).flatten(1)

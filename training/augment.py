@@ -100,6 +100,10 @@ class AugmentPipe(torch.nn.Module):
         ValueError: a negative or non-finite number, or not four band strengths.
     """
 
+    p: torch.Tensor
+    Hz_geom: torch.Tensor
+    Hz_fbank: torch.Tensor
+
     def __init__(
         self,
         xflip: float = 0,
