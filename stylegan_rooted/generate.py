@@ -1,6 +1,6 @@
 """Images of a network: one PNG per seed, or a grid. Knows network pickles and pixels; knows no data set and no metric.
 
-Every image is made alone, in a batch of one: it depends on its seed and the options, to the last bit, and on nothing else.
+Every image is made alone, in a batch of one: to the last bit it depends on its seed and the options, and nothing else.
 """
 
 import math
@@ -105,7 +105,9 @@ def class_label(loaded: Loaded, class_index: int | None, say: Say | None = None)
 
 
 @torch.no_grad()
-def render(loaded: Loaded, seed: int, label: torch.Tensor, *, trunc: float = 1.0, noise_mode: str = "const") -> torch.Tensor:
+def render(
+    loaded: Loaded, seed: int, label: torch.Tensor, *, trunc: float = 1.0, noise_mode: str = "const"
+) -> torch.Tensor:
     """The image of one seed.
 
     Args:
@@ -124,15 +126,25 @@ def render(loaded: Loaded, seed: int, label: torch.Tensor, *, trunc: float = 1.0
         raise ValueError(f"--noise-mode {noise_mode} is unknown; one of {', '.join(NOISE_MODES)}")
     z = torch.from_numpy(np.random.RandomState(seed).randn(1, int(loaded.G.z_dim)))  # type: ignore[arg-type]
     with seeding.scoped(seed, "generate", "noise"):
-        x = loaded.G(z.to(loaded.device, torch.float32), label.to(loaded.device), truncation_psi=trunc, noise_mode=noise_mode)
+        x = loaded.G(
+            z.to(loaded.device, torch.float32), label.to(loaded.device), truncation_psi=trunc, noise_mode=noise_mode
+        )
     if not torch.isfinite(x).all():
-        raise ValueError(f"{loaded.path} gives non-finite pixels for seed {seed}: its weights are broken; take another snapshot")
+        raise ValueError(
+            f"{loaded.path} gives non-finite pixels for seed {seed}: its weights are broken; take another snapshot"
+        )
     return images.to_uint8(x[0], rounding="truncate").cpu()
 
 
 def write_images(
-    loaded: Loaded, seeds: Iterable[int], outdir: str | Path, *, class_index: int | None = None, trunc: float = 1.0,
-    noise_mode: str = "const", say: Say | None = None,
+    loaded: Loaded,
+    seeds: Iterable[int],
+    outdir: str | Path,
+    *,
+    class_index: int | None = None,
+    trunc: float = 1.0,
+    noise_mode: str = "const",
+    say: Say | None = None,
 ) -> Iterator[Path]:
     """Write `outdir/seedNNNN.png` for every seed, yielding each path when its file is complete.
 
@@ -146,8 +158,9 @@ def write_images(
     return _write_images(loaded, seeds, Path(outdir), label, trunc, noise_mode)
 
 
-def _write_images(loaded: Loaded, seeds: Iterable[int], outdir: Path, label: torch.Tensor, trunc: float,
-                  noise_mode: str) -> Iterator[Path]:
+def _write_images(
+    loaded: Loaded, seeds: Iterable[int], outdir: Path, label: torch.Tensor, trunc: float, noise_mode: str
+) -> Iterator[Path]:
     for seed in seeds:
         path = outdir / f"seed{seed:04d}.png"
         images.save_png(path, render(loaded, seed, label, trunc=trunc, noise_mode=noise_mode))
@@ -165,13 +178,23 @@ def grid_shape(num_images: int, cols: int | None, rows: int | None) -> tuple[int
     if rows is None:
         rows = math.ceil(num_images / cols)
     if cols * rows < num_images:
-        raise ValueError(f"{num_images} seeds don't fit --cols {cols} x --rows {rows}; leave out --rows or give fewer seeds")
+        raise ValueError(
+            f"{num_images} seeds don't fit --cols {cols} x --rows {rows}; leave out --rows or give fewer seeds"
+        )
     return cols, rows
 
 
 def write_grid(
-    loaded: Loaded, seeds: Sequence[int], out: str | Path, size: tuple[int, int], *, class_index: int | None = None,
-    trunc: float = 1.0, noise_mode: str = "const", labels: bool = False, say: Say | None = None,
+    loaded: Loaded,
+    seeds: Sequence[int],
+    out: str | Path,
+    size: tuple[int, int],
+    *,
+    class_index: int | None = None,
+    trunc: float = 1.0,
+    noise_mode: str = "const",
+    labels: bool = False,
+    say: Say | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Path:
     """Write one PNG with the images of the seeds, row by row; cells without a seed stay white.
@@ -209,8 +232,13 @@ def draw(tiles: torch.Tensor, size: tuple[int, int], captions: Sequence[str] | N
     if captions is None:
         return images.from_pil(images.draw_grid(tiles, size))
     strips = [
-        images.from_pil(images.draw_grid(
-            tiles[row * cols:(row + 1) * cols], (cols, 1), images.GridLabels(cols=captions[row * cols:(row + 1) * cols])))
+        images.from_pil(
+            images.draw_grid(
+                tiles[row * cols : (row + 1) * cols],
+                (cols, 1),
+                images.GridLabels(cols=captions[row * cols : (row + 1) * cols]),
+            )
+        )
         for row in range(rows)
     ]
     height = max(strip.shape[1] for strip in strips)

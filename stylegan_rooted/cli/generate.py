@@ -50,28 +50,59 @@ class Device(click.ParamType):
 
 def image_options(function: Callable) -> Callable:
     """The options that `generate` and `grid` share beside --network and --seeds."""
-    for option in reversed([
-        click.option("--trunc", type=Finite(), default=1.0, show_default=True, cls=GroupedOption, group="Images",
-                     help="Truncation psi: 1 is everything the network can do, 0.7 plays safe."),
-        click.option("--class", "class_index", type=click.IntRange(min=0), cls=GroupedOption, group="Images",
-                     help="Class to draw; conditional networks need it."),
-        click.option("--noise-mode", type=click.Choice(NOISE_MODES), default="const", show_default=True, cls=GroupedOption,
-                     group="Images", help="Noise inputs: the network's own, fresh ones keyed by the seed, or none."),
-        click.option("--device", type=Device(), default="auto", show_default=True, cls=GroupedOption, group="Machine",
-                     help="auto, cpu, cuda or cuda:N."),
-    ]):
+    for option in reversed(
+        [
+            click.option(
+                "--trunc",
+                type=Finite(),
+                default=1.0,
+                show_default=True,
+                cls=GroupedOption,
+                group="Images",
+                help="Truncation psi: 1 is everything the network can do, 0.7 plays safe.",
+            ),
+            click.option(
+                "--class",
+                "class_index",
+                type=click.IntRange(min=0),
+                cls=GroupedOption,
+                group="Images",
+                help="Class to draw; conditional networks need it.",
+            ),
+            click.option(
+                "--noise-mode",
+                type=click.Choice(NOISE_MODES),
+                default="const",
+                show_default=True,
+                cls=GroupedOption,
+                group="Images",
+                help="Noise inputs: the network's own, fresh ones keyed by the seed, or none.",
+            ),
+            click.option(
+                "--device",
+                type=Device(),
+                default="auto",
+                show_default=True,
+                cls=GroupedOption,
+                group="Machine",
+                help="auto, cpu, cuda or cuda:N.",
+            ),
+        ]
+    ):
         function = option(function)
     return function
 
 
 @click.command("generate", cls=GroupedCommand)
 @click.option("--network", required=True, cls=GroupedOption, group="Main", help="Network pickle: a path or URL.")
-@click.option("--seeds", type=Seeds(), required=True, cls=GroupedOption, group="Main",
-              help="Seeds, e.g. 0-31 or 1,5,7-9.")
+@click.option(
+    "--seeds", type=Seeds(), required=True, cls=GroupedOption, group="Main", help="Seeds, e.g. 0-31 or 1,5,7-9."
+)
 @click.option("--outdir", required=True, cls=GroupedOption, group="Main", help="Folder for seedNNNN.png.")
 @image_options
-def command(network: str, seeds: list[int], outdir: str, trunc: float, class_index: int | None, noise_mode: str,
-            device: str) -> None:
+def command(
+    network: str, seeds: list[int], outdir: str, trunc: float, class_index: int | None, noise_mode: str, device: str
+) -> None:
     """Write one PNG per seed.
 
     An image depends on its seed and these options only, never on its neighbours.
@@ -85,7 +116,9 @@ def command(network: str, seeds: list[int], outdir: str, trunc: float, class_ind
     seeds = list(dict.fromkeys(seeds))
     generate.check_outdir(outdir)
     loaded = generate.open_network(network, device)
-    paths = generate.write_images(loaded, seeds, outdir, class_index=class_index, trunc=trunc, noise_mode=noise_mode, say=say)
+    paths = generate.write_images(
+        loaded, seeds, outdir, class_index=class_index, trunc=trunc, noise_mode=noise_mode, say=say
+    )
     with image_bar(len(seeds)) as bar:
         for _ in paths:
             bar.update(1)
