@@ -489,6 +489,8 @@ class ToRGBLayer(torch.nn.Module):
 class SynthesisBlock(torch.nn.Module):
     """All layers of the generator at one resolution."""
 
+    resample_filter: torch.Tensor
+
     # Kept by the instance only where it was given: None = not in training and (float32 or a single image);
     # True or False = always that; 'inference_only' = not in training.
     fused_modconv_default = None
@@ -765,6 +767,8 @@ class Generator(torch.nn.Module):
 @persistence.persistent_class
 class DiscriminatorBlock(torch.nn.Module):
     """All layers of the discriminator at one resolution, ending at half of it."""
+
+    resample_filter: torch.Tensor
 
     def __init__(
         self,
