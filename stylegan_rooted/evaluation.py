@@ -4,7 +4,6 @@ The figures of the embedded network are called FD and KD; only Inception feature
 """
 
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from training.config import MetricConfig
 from training.dataset import ImageDataset
 
 ASSETS = Path(__file__).parent / "assets"
-FEATURE_NET = ASSETS / "feature-net.pt"
+FEATURE_NET = ASSETS / "feature-net.npz"
 BATCH = 32
 
 
@@ -35,23 +34,19 @@ def extractor_for(config: MetricConfig, device: torch.device | str) -> FeatureEx
     return get_extractor(config.detector, mode=config.detector_mode, detector=file, device=device)
 
 
-def dataset_images(dataset: ImageDataset, batch_size: int = BATCH) -> Iterator[torch.Tensor]:
-    """All images of a data set as uint8 [N, C, H, W] batches, in order."""
-    for start in range(0, len(dataset), batch_size):
-        yield torch.stack([torch.from_numpy(dataset[i][0]) for i in range(start, min(start + batch_size, len(dataset)))])
-
-
-def dataset_labels(dataset: ImageDataset, num: int, seed: int) -> torch.Tensor | None:
-    """Labels of `num` uniformly drawn items [num, L]; None for an unlabelled data set."""
+def label_rows(dataset: ImageDataset) -> torch.Tensor | None:
+    """All labels of a data set [N, L], for conditional generators to draw from; None where there are none."""
     if not dataset.label_dim:
         return None
-    index = torch.randint(len(dataset), [num], generator=torch.Generator().manual_seed(seed))
-    return torch.stack([torch.as_tensor(dataset.get_label(int(i))) for i in index])
+    return torch.stack([torch.as_tensor(dataset.get_label(i)) for i in range(len(dataset))])
 
 
 @dataclass
 class Evaluator:
-    """Measures generators against one data set; the data's features are computed once and cached by content."""
+    """Measures generators against one data set; the data's features are computed once and cached by content.
+
+    The reference is every image of the data set once, whatever --subset and --mirror say (the family's `_full` metrics).
+    """
 
     dataset: ImageDataset
     config: MetricConfig
@@ -72,12 +67,12 @@ class Evaluator:
             MetricUnavailable: The detector's weights are missing.
         """
         extractor = extractor_for(self.config, self.device)
+        full = self.dataset.full()
         reals = feature_stats.dataset_stats(
-            dataset_images(self.dataset), extractor, cache_dir=make_cache_dir_path("feature-stats"),
-            content_key=self.dataset.fingerprint())
+            full.image_batches(BATCH), extractor, cache_dir=make_cache_dir_path("feature-stats"),
+            content_key=full.fingerprint())
         fakes = metrics_evaluate.generated_images(
-            G, num=self.config.num, seed=self.seed, batch_size=BATCH, device=self.device, noise_mode="const",
-            labels=dataset_labels(self.dataset, self.config.num, self.seed))
+            G, num=self.config.num, seed=self.seed, batch_size=BATCH, device=self.device, labels=label_rows(full))
         return metrics_evaluate.evaluate(extractor, reals, fakes, metrics=self.config.metrics, seed=self.seed)
 
 

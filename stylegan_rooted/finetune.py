@@ -115,7 +115,7 @@ def prepare(config: FinetuneConfig) -> Plan:
         mbstd = getattr(checkpoint.D.b4, "mbstd", None)
         facts = presets.Checkpoint(resolution=dataset.resolution, mbstd_group=mbstd.group_size if mbstd else None)
     config = presets.resolve(config, resolution=dataset.resolution, checkpoint=facts, device=device.type)
-    if not checkpoint and device.type != "cpu" and config.network.num_fp16_res == 0:
+    if not checkpoint and device.type != "cpu" and not config.runtime.fp32:
         config = replace(config, network=replace(config.network, num_fp16_res=4))
     return Plan(config=config, device=device, dataset=dataset, checkpoint=checkpoint)
 
@@ -239,7 +239,7 @@ def build_run(plan: Plan, path: Path, grid_size: tuple[int, int] | None) -> Run:
     """Assemble networks, loss, phases and data into a `Run`."""
     config, dataset, device = plan.config, plan.dataset, plan.device
     G, D, G_ema = build_networks(plan)
-    precision = FullPrecision(*((G, D, G_ema) if device.type == "cpu" else ()))
+    precision = FullPrecision(*((G, D, G_ema) if device.type == "cpu" or config.runtime.fp32 else ()))
     pipe, ada = build_augmentation(config.augment, device)
     adversarial = losses.build_loss(config.loss.name, **loss_options(config))
     stats = StatsCollector()
@@ -348,17 +348,16 @@ class RunHooks:
         if self._evaluator is None:
             return
         start = time.time()
-        with run.precision.original() if run.device.type != "cpu" else nullcontext():
-            rows, problem = self._evaluator.evaluate(run.G_ema)
+        rows, problem = self._evaluator.evaluate(run.G_ema)
         if problem:
             self.say(f"Metrics left out: {problem} (training goes on)")
         for row in rows:
             record = evaluation.jsonl_record(row, snapshot=path.name, nimg=run.progress.cur_nimg, seconds=time.time() - start)
-            run_dir.append_jsonl(run.path / f"metric-{row.name.lower()}.jsonl", record)
-            self.say(f"{row.name} {row.value:.4g}" + (f" ± {row.spread:.2g}" if row.spread is not None else "")
+            run_dir.append_jsonl(run.path / f"metric-{row.name}.jsonl", record)
+            self.say(f"{row.label} {row.value:.4g}" + (f" ± {row.spread:.2g}" if row.spread is not None else "")
                      + f"  ({row.num_fake} generated against {row.num_real} real images; {row.extractor})")
             if self._events is not None:
-                self._events.add_scalar(f"Metrics/{row.name}", row.value, global_step=run.progress.cur_nimg // 1000)
+                self._events.add_scalar(f"Metrics/{row.label}", row.value, global_step=run.progress.cur_nimg // 1000)
 
     def should_stop(self, run: Run) -> bool:
         if self.stop_requested:

@@ -173,6 +173,7 @@ class RuntimeConfig:
     seed: int = 0
     device: str = "auto"
     threads: int | None = None
+    fp32: bool = False
     tf32: bool = False
     nobench: bool = False
     desc: str | None = None

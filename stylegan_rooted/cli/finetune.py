@@ -84,6 +84,7 @@ FIELDS = [
     Field("--seed", "runtime.seed", "Seed of every random stream.", int, "Machine"),
     Field("--device", "runtime.device", "auto, cpu, cuda or cuda:N.", str, "Machine"),
     Field("--threads", "runtime.threads", "CPU threads.", int, "Machine", "all"),
+    Field("--fp32", "runtime.fp32", "No float16 on a GPU: slower, more exact. A CPU always runs float32.", bool, "Machine"),
     Field("--allow-tf32", "runtime.tf32", "TF32 on a GPU: faster, less exact.", bool, "Machine"),
     Field("--nobench", "runtime.nobench", "Switch cuDNN's benchmarking off.", bool, "Machine"),
     Field("--desc", "runtime.desc", "Text at the end of the run folder's name.", str, "Machine", "unset"),
