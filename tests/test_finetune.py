@@ -1,0 +1,240 @@
+"""Fine-tuning, end to end, on networks of 8x8 pixels: the files it leaves, determinism, refusal, stopping, divergence."""
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers import assert_close
+from PIL import Image
+
+from stylegan_rooted import cli, finetune
+from training import network_pickle, run_dir, training_loop
+from training.config import (
+    AugmentConfig,
+    DataConfig,
+    FinetuneConfig,
+    LossConfig,
+    MetricConfig,
+    NetworkConfig,
+    OptimConfig,
+    RuntimeConfig,
+    ScheduleConfig,
+)
+from training.training_loop import TrainingDiverged
+
+SCRATCH = ["--resume", "none", "--cbase", "64", "--cmax", "8", "--zdim", "8", "--wdim", "8", "--batch", "4", "--device", "cpu"]
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory) -> Path:
+    """Twelve 8x8 RGB images of two labelled classes."""
+    folder = tmp_path_factory.mktemp("pictures")
+    rng = np.random.RandomState(0)
+    labels = []
+    for i in range(12):
+        Image.fromarray(rng.randint(0, 256, [8, 8, 3], dtype=np.uint8)).save(folder / f"{i:02d}.png")
+        labels.append([f"{i:02d}.png", i % 2])
+    (folder / "dataset.json").write_text(json.dumps({"labels": labels}))
+    return folder
+
+
+def run_cli(*args: object) -> int:
+    """Exit code of the command line, run in this process."""
+    with pytest.raises(SystemExit) as stop:
+        cli.main([str(a) for a in args])
+        raise SystemExit(0)
+    return int(stop.value.code or 0)
+
+
+def tiny(pictures: Path, outdir: Path, **changes) -> FinetuneConfig:
+    config = FinetuneConfig(
+        data=DataConfig(path=str(pictures)),
+        network=NetworkConfig(channel_base=64, channel_max=8, z_dim=8, w_dim=8),
+        loss=LossConfig(name="logistic"),
+        augment=AugmentConfig(aug="ada", augpipe="color"),
+        optim=OptimConfig(batch=4, g_reg_interval=2, d_reg_interval=2),
+        schedule=ScheduleConfig(kimg=0.016, tick=0.008, snap=1),
+        metric=MetricConfig(metrics=("none",)),
+        runtime=RuntimeConfig(outdir=str(outdir), device="cpu"),
+    )
+    return config.replace(**changes)
+
+
+def quiet(text: str) -> None:
+    """Says nothing."""
+
+
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    networks = network_pickle.load(path)
+    return {f"{name}.{key}": value for name in ("G", "D", "G_ema") for key, value in getattr(networks, name).state_dict().items()}
+
+
+def test_a_run_leaves_exactly_these_files_and_can_be_resumed(pictures, tmp_path, capsys) -> None:
+    outdir = tmp_path / "runs"
+    assert run_cli("finetune", "--data", pictures, "--outdir", outdir, *SCRATCH, "--kimg", "0.016", "--tick", "0.008", "--snap", "2",
+                   "--metrics", "fid,kid", "--metric-num", "8", "--grid", "4x2", "--loss", "rooted", "--k", "2") == 0
+    (path,) = outdir.iterdir()
+    names = {p.name for p in path.iterdir() if not p.name.startswith("events.")}
+    assert names == {"environment.json", "fakes000000.png", "fakes_init.png", "log.txt", "metric-fd.jsonl", "metric-kd.jsonl",
+                     "network-snapshot-000000.pkl", "reals.png", "stats.jsonl", "training_options.json"}
+    rows = run_dir.read_jsonl(path / "stats.jsonl")
+    assert [row["Progress/kimg"]["mean"] for row in rows] == pytest.approx([0.004, 0.012, 0.016])
+    for row in rows:
+        assert row["Loss/D/loss"]["mean"] >= 4 and row["Loss/G/loss"]["mean"] >= 2  # the floors 2k and k
+        assert {"Loss/scores/real", "Loss/signs/fake", "Timing/Gmain", "Resources/cpu_mem_gb", "timestamp"} <= set(row)
+    metric = run_dir.read_jsonl(path / "metric-fd.jsonl")[-1]
+    assert metric["provenance"]["num_fake"] == 8 and metric["provenance"]["num_real"] == 12
+    environment = json.loads((path / "environment.json").read_text())
+    assert len(environment["data"]["fingerprint"]) == 64 and environment["resume"] is None
+    with Image.open(path / "reals.png") as grid:
+        assert grid.size == (32, 16)
+    options = json.loads((path / "training_options.json").read_text())
+    assert options["optim"]["batch"] == 4 and options["loss"]["gamma"] is not None
+
+    snapshot = path / "network-snapshot-000000.pkl"
+    assert run_cli("finetune", "--data", pictures, "--outdir", outdir, "--resume", snapshot, "--batch", "4", "--kimg", "0.004",
+                   "--metrics", "none", "--grid", "2x2", "--freezed", "2", "--device", "cpu") == 0
+    second = sorted(outdir.iterdir())[1]
+    assert second.name.startswith("00001-") and "resumecustom-freezed2" in second.name
+    before, after = weights(snapshot), weights(second / "network-snapshot-000000.pkl")
+    assert set(before) == set(after)
+    assert torch.equal(before["D.b8.fromrgb.weight"], after["D.b8.fromrgb.weight"])  # frozen
+    assert not torch.equal(before["D.b8.conv1.weight"], after["D.b8.conv1.weight"])
+    assert capsys.readouterr().out == ""
+
+
+def test_runs_are_deterministic_and_metrics_disturb_nothing(pictures, tmp_path) -> None:
+    plain = finetune.run(tiny(pictures, tmp_path), say=quiet, grid_size=(2, 2))
+    measured = finetune.run(tiny(pictures, tmp_path, metric=MetricConfig(num=6)), say=quiet, grid_size=(2, 2))
+    a, b = weights(plain / "network-snapshot-000000.pkl"), weights(measured / "network-snapshot-000000.pkl")
+    assert all(torch.equal(a[key], b[key]) for key in a)
+    other = finetune.run(tiny(pictures, tmp_path, runtime__seed=1), say=quiet, grid_size=(2, 2))
+    c = weights(other / "network-snapshot-000000.pkl")
+    assert not all(torch.equal(a[key], c[key]) for key in a)
+
+
+def test_chunks_of_a_batch_are_averaged(pictures, tmp_path) -> None:
+    """R1 depends on the real images alone, so its gradient in two chunks must equal that in one; a sum would double it."""
+    gradients = []
+    for batch_gpu in (4, 2):
+        config = tiny(pictures, tmp_path, optim__batch_gpu=batch_gpu, network__mbstd_group=1, augment=AugmentConfig(aug="noaug"))
+        run = finetune.build_run(finetune.prepare(config), tmp_path, (2, 2))
+        real, labels = next(run.batches)
+        assert run.phases[3].name == "Dreg"
+        training_loop.step_phase(run, run.phases[3], real.float() / 127.5 - 1, labels)
+        gradients.append(torch.cat([p.grad.flatten() for p in run.D.parameters()]))
+    assert_close(gradients[1], gradients[0], 1e-5, "two chunks against one")
+
+
+def test_conditional_training(pictures, tmp_path) -> None:
+    path = finetune.run(tiny(pictures, tmp_path, data__cond=True), say=quiet, grid_size=(2, 2))
+    networks = network_pickle.load(path / "network-snapshot-000000.pkl")
+    assert networks.G_ema.c_dim == 2 and networks.training_set_kwargs["use_labels"] is True
+
+
+def test_interrupt_ends_with_a_snapshot(pictures, tmp_path) -> None:
+    said: list[str] = []
+
+    def interrupt(text: str) -> None:
+        said.append(text)
+        if text.startswith("tick 0"):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    config = tiny(pictures, tmp_path, schedule=ScheduleConfig(kimg=100, tick=50, snap=50))
+    path = finetune.run(config, say=interrupt, grid_size=(2, 2))
+    rows = run_dir.read_jsonl(path / "stats.jsonl")
+    assert rows[-1]["Progress/kimg"]["mean"] < 1 and any("SIGINT" in line for line in said)
+    assert weights(path / "network-snapshot-000000.pkl")
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_non_finite_gradients_are_counted_left_out_and_fatal_past_the_limit(pictures, tmp_path, monkeypatch) -> None:
+    config = tiny(pictures, tmp_path, optim__max_nonfinite=3, schedule=ScheduleConfig(kimg=1, tick=1, snap=1))
+    plan = finetune.prepare(config)
+    original = finetune.build_run
+
+    def poisoned(*args):
+        run = original(*args)
+        run.adversarial.generator = lambda logits: logits * float("nan")
+        return run
+
+    monkeypatch.setattr(finetune, "build_run", poisoned)
+    said: list[str] = []
+    with pytest.raises(TrainingDiverged, match="4 steps had non-finite gradients"):
+        finetune.run(config, say=said.append, grid_size=(2, 2))
+    (path,) = [p for p in tmp_path.iterdir() if p.is_dir()]
+    assert all(torch.isfinite(value).all() for value in weights(path / "network-snapshot-000000.pkl").values())
+    assert any("non-finite" in line for line in said)
+    assert plan.config.optim.max_nonfinite == 3
+
+
+def test_dry_run_prints_what_config_reads_back(pictures, tmp_path, capsys) -> None:
+    arguments = ["finetune", "--data", pictures, *SCRATCH, "--outdir", tmp_path / "out", "--kimg", "0.5", "--g-reg-interval", "none"]
+    assert run_cli(*arguments, "--dry-run") == 0
+    first = capsys.readouterr().out
+    assert json.loads(first)["optim"]["g_reg_interval"] is None
+    (tmp_path / "c.json").write_text(first)
+    assert run_cli("finetune", "--config", tmp_path / "c.json", "--dry-run") == 0
+    assert capsys.readouterr().out == first
+    assert not (tmp_path / "out").exists()
+    import yaml
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(json.loads(first)))
+    assert run_cli("finetune", "--config", tmp_path / "c.yaml", "--dry-run") == 0
+    assert capsys.readouterr().out == first
+
+
+@pytest.mark.parametrize("arguments, code, wanted", [
+    (["--data", "nowhere"], 1, "nowhere"),
+    (["--k", "0.5"], 2, "--k"),
+    (["--loss", "hinge"], 2, "--loss"),
+    (["--loss", "logistic", "--k", "3"], 2, "--k is for --loss rooted"),
+    (["--tail", "linear"], 2, "--tail-at"),
+    (["--batch", "6", "--batch-gpu", "4"], 2, "--batch 6 is not a multiple"),
+    (["--augpipe", "sparkles"], 2, "--augpipe"),
+    (["--cfg", "mega"], 2, "--cfg"),
+    (["--kimg", "-1"], 2, "--kimg"),
+    (["--metrics", "fid,beauty"], 2, "--metrics"),
+    (["--device", "tpu"], 2, "--device"),
+    (["--resolution", "64"], 1, "64"),
+    (["--subset", "13"], 1, "--subset"),
+    (["--config", "missing.json"], 1, "missing.json"),
+    (["--nonsense"], 2, "--nonsense"),
+])
+def test_wrong_use_is_one_line_with_the_right_exit_code(pictures, tmp_path, capsys, arguments, code, wanted) -> None:
+    base = ["finetune", "--outdir", tmp_path / "out", *SCRATCH]
+    if "--data" not in arguments:
+        base += ["--data", pictures]
+    assert run_cli(*base, *arguments) == code
+    captured = capsys.readouterr()
+    lines = captured.err.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("Error: ") and wanted in lines[0], captured.err
+    assert captured.out == "" and not (tmp_path / "out").exists()
+
+
+def test_outdir_that_is_a_file_or_read_only(pictures, tmp_path, capsys) -> None:
+    (tmp_path / "file").write_text("")
+    assert run_cli("finetune", "--data", pictures, "--outdir", tmp_path / "file", *SCRATCH) == 1
+    assert "is a file" in capsys.readouterr().err
+    if os.geteuid() != 0:
+        (tmp_path / "locked").mkdir(mode=0o500)
+        assert run_cli("finetune", "--data", pictures, "--outdir", tmp_path / "locked", *SCRATCH) == 1
+        assert "no permission" in capsys.readouterr().err
+
+
+def test_a_missing_detector_does_not_stop_training(pictures, tmp_path) -> None:
+    said: list[str] = []
+    config = tiny(pictures, tmp_path, metric=MetricConfig(detector="inception", detector_file=str(tmp_path / "absent.pt")))
+    path = finetune.run(config, say=said.append, grid_size=(2, 2))
+    assert (path / "network-snapshot-000000.pkl").exists()
+    assert any(line.startswith("Metrics left out: ") and "absent.pt" in line for line in said)
+
+
+def test_help_names_every_option_with_its_default(capsys) -> None:
+    assert run_cli("finetune", "--help") == 0
+    text = " ".join(capsys.readouterr().out.split())
+    for part in ("Objective:", "--gamma", "0.0002 * resolution^2 / batch", "[default: 0.85]", "[default: rooted]"):
+        assert part in text
