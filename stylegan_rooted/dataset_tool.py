@@ -54,7 +54,7 @@ def build(
         dest: .zip to write; its folder is made if need be.
         resolution: Side of the images.
         overwrite: Replace `dest` if it exists.
-        progress: Called with (files done, files in all) after every file.
+        progress: Called with (files done, files to do) after every file.
         options: See `BuildOptions`.
     Raises:
         ValueError: An option out of range, or `dest` exists or has another extension.
@@ -70,6 +70,7 @@ def build(
     grey = _is_grey(origin, opts.channels)
     written: list[str] = []
     num_enlarged = 0
+    total = min(len(origin.names), opts.max_images or len(origin.names))
     with _atomic_zip(dest) as archive:
         for done, name in enumerate(origin.names):
             if len(written) == opts.max_images:
@@ -86,7 +87,7 @@ def build(
                 written.append(name)
                 num_enlarged += enlarged
             if progress:
-                progress(done + 1, len(origin.names))
+                progress(min(done + 1, total), total)
         if not written:
             reasons = "; ".join(f"{name}: {why}" for name, why in skipped[:_MAX_LISTED_REASONS])
             raise DatasetError(f"none of the {len(skipped)} files in {origin.path} can be used ({reasons})")
