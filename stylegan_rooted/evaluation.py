@@ -45,7 +45,8 @@ def label_rows(dataset: ImageDataset) -> torch.Tensor | None:
 class Evaluator:
     """Measures generators against one data set; the data's features are computed once and cached by content.
 
-    The reference is every image of the data set once, whatever --subset and --mirror say (the family's `_full` metrics).
+    The reference is every image of the data set once, whatever --subset and --mirror say, as in the family's `_full`
+    metrics.
     """
 
     dataset: ImageDataset
@@ -69,10 +70,14 @@ class Evaluator:
         extractor = extractor_for(self.config, self.device)
         full = self.dataset.full()
         reals = feature_stats.dataset_stats(
-            full.image_batches(BATCH), extractor, cache_dir=make_cache_dir_path("feature-stats"),
-            content_key=full.fingerprint())
+            full.image_batches(BATCH),
+            extractor,
+            cache_dir=make_cache_dir_path("feature-stats"),
+            content_key=full.fingerprint(),
+        )
         fakes = metrics_evaluate.generated_images(
-            G, num=self.config.num, seed=self.seed, batch_size=BATCH, device=self.device, labels=label_rows(full))
+            G, num=self.config.num, seed=self.seed, batch_size=BATCH, device=self.device, labels=label_rows(full)
+        )
         return metrics_evaluate.evaluate(extractor, reals, fakes, metrics=self.config.metrics, seed=self.seed)
 
 
@@ -86,6 +91,13 @@ def for_run(run: Any) -> Evaluator | None:
 def jsonl_record(row: MetricResult, *, snapshot: str, nimg: int, seconds: float) -> dict[str, Any]:
     """One line of metric-NAME.jsonl: the family's fields, then the provenance."""
     return {
-        "results": {row.name: row.value}, "metric": row.name, "total_time": seconds, "total_time_str": format_time(seconds),
-        "num_gpus": 1, "snapshot_pkl": snapshot, "timestamp": time.time(), "kimg": nimg / 1000, "provenance": row.as_dict(),
+        "results": {row.name: row.value},
+        "metric": row.name,
+        "total_time": seconds,
+        "total_time_str": format_time(seconds),
+        "num_gpus": 1,
+        "snapshot_pkl": snapshot,
+        "timestamp": time.time(),
+        "kimg": nimg / 1000,
+        "provenance": row.as_dict(),
     }

@@ -32,8 +32,13 @@ from training.training_loop import ADA_INTERVAL, Grid, Progress, Run, render_gri
 Say = Callable[[str], None]
 
 
-def run(config: FinetuneConfig, *, say: Say, progress_bar: Callable[..., Any] | None = None,
-        grid_size: tuple[int, int] | None = None) -> Path:
+def run(
+    config: FinetuneConfig,
+    *,
+    say: Say,
+    progress_bar: Callable[..., Any] | None = None,
+    grid_size: tuple[int, int] | None = None,
+) -> Path:
     """Fine-tune as `config` says; returns the run directory.
 
     Args:
@@ -51,8 +56,11 @@ def run(config: FinetuneConfig, *, say: Say, progress_bar: Callable[..., Any] | 
     configure_torch(config, plan.device)
     path = run_dir.create(config.runtime.outdir, describe(plan))
     say(f"Run folder: {path}")
-    say(f"Device: {plan.device}, {torch.get_num_threads()} threads"
-        if plan.device.type == "cpu" else f"Device: {plan.device} ({torch.cuda.get_device_name(plan.device)})")
+    say(
+        f"Device: {plan.device}, {torch.get_num_threads()} threads"
+        if plan.device.type == "cpu"
+        else f"Device: {plan.device} ({torch.cuda.get_device_name(plan.device)})"
+    )
     training_run = build_run(plan, path, grid_size)
     write_start(training_run, plan)
     hooks = RunHooks(training_run, say, progress_bar)
@@ -87,7 +95,9 @@ def check_options(config: FinetuneConfig) -> None:
         defaults = LossConfig()
         for option in ("k", "tail", "tail_at", "scale", "acts_on"):
             if getattr(config.loss, option) != getattr(defaults, option):
-                raise ValueError(f"--{option.replace('_', '-')} is for --loss rooted, not --loss {config.loss.name}; drop one")
+                raise ValueError(
+                    f"--{option.replace('_', '-')} is for --loss rooted, not --loss {config.loss.name}; drop one"
+                )
 
 
 def prepare(config: FinetuneConfig) -> Plan:
@@ -97,19 +107,41 @@ def prepare(config: FinetuneConfig) -> Plan:
     check_outdir(config.runtime.outdir or ".")
     checkpoint = None if config.resume in ("none", "noresume") else network_pickle.load(config.resume)
     resolution = checkpoint.G_ema.img_resolution if checkpoint else config.network.resolution
-    dataset = ImageDataset(config.data.path, resolution=None, use_labels=config.data.cond, max_size=config.data.subset,
-                           xflip=config.data.mirror, random_seed=config.runtime.seed)
+    dataset = ImageDataset(
+        config.data.path,
+        resolution=None,
+        use_labels=config.data.cond,
+        max_size=config.data.subset,
+        xflip=config.data.mirror,
+        random_seed=config.runtime.seed,
+    )
     if config.data.subset is not None and config.data.subset > dataset.num_source_images:
-        raise ValueError(f"--subset {config.data.subset} is more than the {dataset.num_source_images} images of {config.data.path}")
+        raise ValueError(
+            f"--subset {config.data.subset} is more than the {dataset.num_source_images} images of {config.data.path}"
+        )
     if checkpoint:
         G = checkpoint.G_ema
-        check_fits(resolution=dataset.resolution, num_channels=dataset.num_channels, label_dim=dataset.label_dim,
-                   want_resolution=G.img_resolution, want_channels=G.img_channels, want_label_dim=G.c_dim,
-                   data=config.data.path, network=config.resume)
+        check_fits(
+            resolution=dataset.resolution,
+            num_channels=dataset.num_channels,
+            label_dim=dataset.label_dim,
+            want_resolution=G.img_resolution,
+            want_channels=G.img_channels,
+            want_label_dim=G.c_dim,
+            data=config.data.path,
+            network=config.resume,
+        )
     elif resolution is not None and resolution != dataset.resolution:
-        check_fits(resolution=dataset.resolution, num_channels=dataset.num_channels, label_dim=dataset.label_dim,
-                   want_resolution=resolution, want_channels=dataset.num_channels, want_label_dim=dataset.label_dim,
-                   data=config.data.path, network="--resolution")
+        check_fits(
+            resolution=dataset.resolution,
+            num_channels=dataset.num_channels,
+            label_dim=dataset.label_dim,
+            want_resolution=resolution,
+            want_channels=dataset.num_channels,
+            want_label_dim=dataset.label_dim,
+            data=config.data.path,
+            network="--resolution",
+        )
     facts = None
     if checkpoint:
         mbstd = getattr(checkpoint.D.b4, "mbstd", None)
@@ -159,7 +191,12 @@ def loss_options(config: FinetuneConfig) -> dict[str, Any]:
     """Arguments of `losses.build_loss`."""
     if config.loss.name != "rooted":
         return {}
-    kwargs = {"k": config.loss.k, "tail": config.loss.tail, "tail_at": config.loss.tail_at, "acts_on": config.loss.acts_on}
+    kwargs = {
+        "k": config.loss.k,
+        "tail": config.loss.tail,
+        "tail_at": config.loss.tail_at,
+        "acts_on": config.loss.acts_on,
+    }
     try:
         kwargs["scale"] = float(config.loss.scale)
     except ValueError:
@@ -214,13 +251,27 @@ def build_networks(plan: Plan) -> tuple[torch.nn.Module, torch.nn.Module, torch.
 def new_networks(net: NetworkConfig, dataset: ImageDataset, freezed: int) -> tuple[Generator, Discriminator]:
     """A generator and a discriminator of the configured architecture."""
     common = {"c_dim": dataset.label_dim, "img_resolution": dataset.resolution, "img_channels": dataset.num_channels}
-    width = {"channel_base": net.channel_base, "channel_max": net.channel_max, "num_fp16_res": net.num_fp16_res,
-             "conv_clamp": net.conv_clamp}
-    G = Generator(z_dim=net.z_dim, w_dim=net.w_dim, mapping_kwargs=EasyDict(num_layers=net.map_depth),
-                  synthesis_kwargs=EasyDict(width), **common)
-    D = Discriminator(architecture=net.d_architecture, **width, **common,
-                      block_kwargs=EasyDict(freeze_layers=freezed), mapping_kwargs=EasyDict(),
-                      epilogue_kwargs=EasyDict(mbstd_group_size=net.mbstd_group))
+    width = {
+        "channel_base": net.channel_base,
+        "channel_max": net.channel_max,
+        "num_fp16_res": net.num_fp16_res,
+        "conv_clamp": net.conv_clamp,
+    }
+    G = Generator(
+        z_dim=net.z_dim,
+        w_dim=net.w_dim,
+        mapping_kwargs=EasyDict(num_layers=net.map_depth),
+        synthesis_kwargs=EasyDict(width),
+        **common,
+    )
+    D = Discriminator(
+        architecture=net.d_architecture,
+        **width,
+        **common,
+        block_kwargs=EasyDict(freeze_layers=freezed),
+        mapping_kwargs=EasyDict(),
+        epilogue_kwargs=EasyDict(mbstd_group_size=net.mbstd_group),
+    )
     return G, D
 
 
@@ -232,7 +283,9 @@ def build_augmentation(config: AugmentConfig, device: torch.device) -> tuple[Aug
     pipe.p.fill_(config.p or 0.0)
     if config.aug == "fixed":
         return pipe, None
-    return pipe, AdaController(target=config.target, interval=ADA_INTERVAL, ada_kimg=config.ada_kimg, p_max=config.p_max)
+    return pipe, AdaController(
+        target=config.target, interval=ADA_INTERVAL, ada_kimg=config.ada_kimg, p_max=config.p_max
+    )
 
 
 def build_run(plan: Plan, path: Path, grid_size: tuple[int, int] | None) -> Run:
@@ -250,15 +303,41 @@ def build_run(plan: Plan, path: Path, grid_size: tuple[int, int] | None) -> Run:
             ada.observe(value)
 
     sampler = InfiniteSampler(dataset, seed=config.runtime.seed)
-    loss = GanLoss(G, D, adversarial, augment_pipe=pipe, style_mixing_prob=config.loss.style_mixing,
-                   r1_gamma=config.loss.gamma, pl_weight=config.loss.pl_weight, report=report)
+    loss = GanLoss(
+        G,
+        D,
+        adversarial,
+        augment_pipe=pipe,
+        style_mixing_prob=config.loss.style_mixing,
+        r1_gamma=config.loss.gamma,
+        pl_weight=config.loss.pl_weight,
+        report=report,
+    )
     return Run(
-        config=config, path=path, device=device, dataset=dataset, adversarial=adversarial,
+        config=config,
+        path=path,
+        device=device,
+        dataset=dataset,
+        adversarial=adversarial,
         batches=iter(iterate_batches(dataset, sampler, config.optim.batch, num_workers=config.data.workers)),
-        G=G, D=D, G_ema=G_ema, augment_pipe=pipe, ada=ada, precision=precision, stats=stats, loss=loss,
-        phases=build_phases(G, D, lr_g=config.optim.glr, lr_d=config.optim.dlr,
-                            betas=(config.optim.beta1, config.optim.beta2), eps=config.optim.eps,
-                            g_reg_interval=config.optim.g_reg_interval, d_reg_interval=config.optim.d_reg_interval),
+        G=G,
+        D=D,
+        G_ema=G_ema,
+        augment_pipe=pipe,
+        ada=ada,
+        precision=precision,
+        stats=stats,
+        loss=loss,
+        phases=build_phases(
+            G,
+            D,
+            lr_g=config.optim.glr,
+            lr_d=config.optim.dlr,
+            betas=(config.optim.beta1, config.optim.beta2),
+            eps=config.optim.eps,
+            g_reg_interval=config.optim.g_reg_interval,
+            d_reg_interval=config.optim.d_reg_interval,
+        ),
         grid=fixed_grid(dataset, G.z_dim, config.runtime.seed, grid_size),
         progress=Progress(total_nimg=round(config.schedule.kimg * 1000), tick_nimg=round(config.schedule.tick * 1000)),
         training_set_kwargs=training_set_kwargs(config, dataset),
@@ -290,9 +369,13 @@ def write_start(run: Run, plan: Plan) -> None:
     """What the folder holds before the first step: options, environment, reals.png, fakes_init.png."""
     run_dir.write_json(run.path / "training_options.json", run.config.to_dict())
     record = run_dir.environment(run.device)
-    record["data"] = {"path": str(run.config.data.path), "num_images": run.dataset.num_source_images,
-                      "resolution": run.dataset.resolution, "fingerprint": run.dataset.fingerprint()}
-    record["resume"] = ({"path": run.config.resume, "sha256": plan.checkpoint.sha256} if plan.checkpoint else None)
+    record["data"] = {
+        "path": str(run.config.data.path),
+        "num_images": run.dataset.num_source_images,
+        "resolution": run.dataset.resolution,
+        "fingerprint": run.dataset.fingerprint(),
+    }
+    record["resume"] = {"path": run.config.resume, "sha256": plan.checkpoint.sha256} if plan.checkpoint else None
     run_dir.write_json(run.path / "environment.json", record)
     reals = np.stack([run.dataset[i][0] for i in run.grid.indices])
     images.save_grid(run.path / "reals.png", torch.from_numpy(reals), grid_size=run.grid.size)
@@ -333,16 +416,21 @@ class RunHooks:
         progress = run.progress
         if progress.num_nonfinite > self._nonfinite_shown:
             self._nonfinite_shown = progress.num_nonfinite
-            self.say(f"Warning: {progress.num_nonfinite} steps so far had non-finite gradients and were left out "
-                     f"(the run ends past {run.config.optim.max_nonfinite})")
+            self.say(
+                f"Warning: {progress.num_nonfinite} steps so far had non-finite gradients and were left out "
+                f"(the run ends past {run.config.optim.max_nonfinite})"
+            )
         if run.ada is not None and run.ada.binding and not self._clamp_shown:
             self._clamp_shown = True
-            self.say(f"Warning: ADA wants more augmentation than --p-max {run.config.augment.p_max}; the discriminator overfits: "
-                     "more data, a larger --gamma or an earlier stop may help")
+            self.say(
+                f"Warning: ADA wants more augmentation than --p-max {run.config.augment.p_max}; the discriminator "
+                "overfits: more data, a larger --gamma or an earlier stop may help"
+            )
         if self._events is not None:
             for name, scalar in scalars.items():
-                self._events.add_scalar(name, scalar.mean, global_step=progress.cur_nimg // 1000,
-                                        walltime=progress.tick_end_time)
+                self._events.add_scalar(
+                    name, scalar.mean, global_step=progress.cur_nimg // 1000, walltime=progress.tick_end_time
+                )
 
     def on_snapshot(self, run: Run, path: Path) -> None:
         if self._evaluator is None:
@@ -352,10 +440,15 @@ class RunHooks:
         if problem:
             self.say(f"Metrics left out: {problem} (training goes on)")
         for row in rows:
-            record = evaluation.jsonl_record(row, snapshot=path.name, nimg=run.progress.cur_nimg, seconds=time.time() - start)
+            record = evaluation.jsonl_record(
+                row, snapshot=path.name, nimg=run.progress.cur_nimg, seconds=time.time() - start
+            )
             run_dir.append_jsonl(run.path / f"metric-{row.name}.jsonl", record)
-            self.say(f"{row.label} {row.value:.4g}" + (f" ± {row.spread:.2g}" if row.spread is not None else "")
-                     + f"  ({row.num_fake} generated against {row.num_real} real images; {row.extractor})")
+            self.say(
+                f"{row.label} {row.value:.4g}"
+                + (f" ± {row.spread:.2g}" if row.spread is not None else "")
+                + f"  ({row.num_fake} generated against {row.num_real} real images; {row.extractor})"
+            )
             if self._events is not None:
                 self._events.add_scalar(f"Metrics/{row.label}", row.value, global_step=run.progress.cur_nimg // 1000)
 

@@ -104,6 +104,11 @@ def class_label(loaded: Loaded, class_index: int | None, say: Say | None = None)
     return label
 
 
+def latent(seed: int, z_dim: int) -> torch.Tensor:
+    """z of a seed, float32 [1, z_dim]: one float64 draw of NumPy's RandomState, as in the StyleGAN2-ADA family."""
+    return torch.from_numpy(np.random.RandomState(seed).randn(1, z_dim)).to(torch.float32)
+
+
 @torch.no_grad()
 def render(
     loaded: Loaded, seed: int, label: torch.Tensor, *, trunc: float = 1.0, noise_mode: str = "const"
@@ -111,7 +116,7 @@ def render(
     """The image of one seed.
 
     Args:
-        seed: z is one draw of NumPy's RandomState(seed).randn(1, z_dim), as in the StyleGAN2-ADA family.
+        seed: Of z (see `latent`) and of random noise.
         label: [1, c_dim].
         trunc: Truncation psi; 1 is none.
         noise_mode: `const` takes the network's own noise, `random` fresh noise keyed by the seed, `none` no noise.
@@ -124,11 +129,9 @@ def render(
     """
     if noise_mode not in NOISE_MODES:
         raise ValueError(f"--noise-mode {noise_mode} is unknown; one of {', '.join(NOISE_MODES)}")
-    z = torch.from_numpy(np.random.RandomState(seed).randn(1, int(loaded.G.z_dim)))  # type: ignore[arg-type]
+    z = latent(seed, int(loaded.G.z_dim))  # type: ignore[arg-type]
     with seeding.scoped(seed, "generate", "noise"):
-        x = loaded.G(
-            z.to(loaded.device, torch.float32), label.to(loaded.device), truncation_psi=trunc, noise_mode=noise_mode
-        )
+        x = loaded.G(z.to(loaded.device), label.to(loaded.device), truncation_psi=trunc, noise_mode=noise_mode)
     if not torch.isfinite(x).all():
         raise ValueError(
             f"{loaded.path} gives non-finite pixels for seed {seed}: its weights are broken; take another snapshot"

@@ -85,8 +85,9 @@ def resolve(config: FinetuneConfig, *, resolution: int, checkpoint: Checkpoint |
     group = checkpoint.mbstd_group if checkpoint else (config.network.mbstd_group or min(preset.mbstd, batch_gpu))
     if group is not None and batch_gpu % min(group, batch_gpu):
         raise ValueError(
-            f"--batch {batch} gives {batch_gpu} images at a time, which the discriminator's minibatch groups of {group} do "
-            f"not divide; use a multiple of {group}")
+            f"--batch {batch} gives {batch_gpu} images at a time, which the discriminator's groups of {group} "
+            f"do not divide; use a multiple of {group}"
+        )
     gamma = config.loss.gamma
     if gamma is None:
         gamma = 0.0002 * resolution**2 / batch if config.cfg == "auto" else preset.gamma
@@ -108,17 +109,28 @@ def resolve(config: FinetuneConfig, *, resolution: int, checkpoint: Checkpoint |
     return replace(
         config,
         network=network,
-        loss=replace(config.loss, gamma=gamma, pl_weight=0.0 if is_cifar else config.loss.pl_weight,
-                     style_mixing=0.0 if is_cifar else config.loss.style_mixing),
+        loss=replace(
+            config.loss,
+            gamma=gamma,
+            pl_weight=0.0 if is_cifar else config.loss.pl_weight,
+            style_mixing=0.0 if is_cifar else config.loss.style_mixing,
+        ),
         augment=replace(
             config.augment,
             target=0.6 if config.augment.target is None and config.augment.aug == "ada" else config.augment.target,
-            ada_kimg=config.augment.ada_kimg or (500.0 if scratch else 100.0)),
+            ada_kimg=config.augment.ada_kimg or (500.0 if scratch else 100.0),
+        ),
         optim=replace(
-            config.optim, batch=batch, batch_gpu=batch_gpu,
-            glr=config.optim.glr or preset.lr, dlr=config.optim.dlr or preset.lr, ema_kimg=ema_kimg,
-            ema_rampup=config.optim.ema_rampup if config.optim.ema_rampup is not None
-            else (preset.ema_rampup if scratch else None)),
+            config.optim,
+            batch=batch,
+            batch_gpu=batch_gpu,
+            glr=config.optim.glr or preset.lr,
+            dlr=config.optim.dlr or preset.lr,
+            ema_kimg=ema_kimg,
+            ema_rampup=config.optim.ema_rampup
+            if config.optim.ema_rampup is not None
+            else (preset.ema_rampup if scratch else None),
+        ),
     )
 
 

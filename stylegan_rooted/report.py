@@ -38,9 +38,9 @@ from training.dataset import ImageDataset, check_fits, grid_indices
 FORMAT = "stylegan-rooted report 1"
 TEMPLATE = "report.html.jinja"
 PACKAGES = ("torch", "numpy", "scipy", "pillow", "jinja2", "clean-fid", "torchvision")
-GRID = (8, 4)
-STAGE_GRID = (8, 3)
-MAX_DURING = 3
+GRID = (6, 5)
+STAGE_GRID = (6, 4)
+MAX_DURING = 4
 MAX_CELL_PX = 128  # larger images are shown reduced, so that the page stays a few megabytes
 NUM_FEATURES = {"embedded": EmbeddedExtractor.num_features, "inception": InceptionExtractor.num_features}
 MEANING = {
@@ -421,10 +421,8 @@ def stage_pictures(run: RunRecord, network: str, resolution: int) -> list[Pictur
     numbered = {int(m[1]): p for p in run.path.glob("fakes*.png") if (m := re.fullmatch(r"fakes(\d+)\.png", p.name))}
     if (match := re.search(r"network-snapshot-(\d+)\.pkl$", network)) and int(match[1]) in numbered:
         numbered = {kimg: p for kimg, p in numbered.items() if kimg <= int(match[1])}
-    kimgs = sorted(numbered)
-    during = kimgs[:-1]
-    if len(during) > MAX_DURING:
-        during = [during[round((i + 1) * (len(during) - 1) / (MAX_DURING + 1))] for i in range(MAX_DURING)]
+    kimgs = sorted(kimg for kimg in numbered if kimg)  # 0 is the step after fakes_init.png
+    during = spaced(kimgs[:-1], kimgs[-1] if kimgs else 0)
     files = [("Start", "fakes_init.png, 0 kimg", run.path / "fakes_init.png")]
     files += [(f"After {kimg} kimg", numbered[kimg].name, numbered[kimg]) for kimg in during]
     files += [(f"After {kimg} kimg", f"{numbered[kimg].name}, the last", numbered[kimg]) for kimg in kimgs[-1:]]
@@ -433,6 +431,17 @@ def stage_pictures(run: RunRecord, network: str, resolution: int) -> list[Pictur
         with contextlib.suppress(ValueError, OSError):  # a grid that is missing or broken is no reason for no report
             pictures.append(picture(title, note, *crop_grid(path, resolution, STAGE_GRID)))
     return pictures
+
+
+def spaced(kimgs: Sequence[int], last: int) -> list[int]:
+    """At most `MAX_DURING` of the snapshots, as evenly as can be between 0 and the last one."""
+    left = list(kimgs)
+    chosen = []
+    for i in range(min(MAX_DURING, len(left))):
+        nearest = min(left, key=lambda kimg: abs(kimg - last * (i + 1) / (MAX_DURING + 1)))
+        left.remove(nearest)
+        chosen.append(nearest)
+    return sorted(chosen)
 
 
 def mean_of(row: dict[str, Any], key: str) -> float | None:

@@ -17,7 +17,9 @@ def goldens() -> Path:
     """Folder with the full set of golden numbers; tests that need it are skipped where it is absent."""
     path = Path(os.environ.get("STYLEGAN_ROOTED_GOLDENS", ROOT.parent / "shared" / "goldens"))
     if not path.is_dir():
-        pytest.skip("the full golden numbers are not here (set STYLEGAN_ROOTED_GOLDENS); tests/data still covers a part")
+        pytest.skip(
+            "the full golden numbers are not here (set STYLEGAN_ROOTED_GOLDENS); tests/data still covers a part"
+        )
     return path
 
 
@@ -33,4 +35,6 @@ def pytest_terminal_summary(terminalreporter) -> None:
     if rows:
         terminalreporter.section("numeric agreement (worst relative error per group)")
         for group, (count, rel, bound, what) in rows.items():
-            terminalreporter.write_line(f"{group:<28} {count:>6} checks  worst {rel:.2e} of {bound:.0e} allowed at {what}")
+            terminalreporter.write_line(
+                f"{group:<28} {count:>6} checks  worst {rel:.2e} of {bound:.0e} allowed at {what}"
+            )

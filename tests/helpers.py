@@ -18,7 +18,7 @@ def as_array(value: Any) -> np.ndarray:
 def assert_close(actual: Any, expected: Any, rel: float, what: str = "") -> None:
     """Require max|actual - expected| <= rel * max|expected| (absolute `rel` where expected is all zero).
 
-    The group of the record is the running test file's name; its worst ratio to the bound is shown at the end of the run.
+    The group of the record is the running test file's name; its worst ratio to the bound is shown at the run's end.
     """
     a, e = as_array(actual), as_array(expected)
     assert a.shape == e.shape, f"{what}: shape {a.shape}, expected {e.shape}"

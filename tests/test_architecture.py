@@ -22,14 +22,48 @@ DOORS = {
 }
 SELF_CONTAINED = {"training/networks.py", "training/augment.py"}
 CONTRACT_IMPORTS = {
-    "math", "torch", "numpy", "scipy", "scipy.signal", "dnnlib", "torch_utils", "torch_utils.misc", "torch_utils.persistence",
-    "torch_utils.ops", *(f"torch_utils.ops.{op}" for op in (
-        "bias_act", "upfirdn2d", "conv2d_resample", "conv2d_gradfix", "grid_sample_gradfix", "fma")),
+    "math",
+    "torch",
+    "numpy",
+    "scipy",
+    "scipy.signal",
+    "dnnlib",
+    "torch_utils",
+    "torch_utils.misc",
+    "torch_utils.persistence",
+    "torch_utils.ops",
+    *(
+        f"torch_utils.ops.{op}"
+        for op in ("bias_act", "upfirdn2d", "conv2d_resample", "conv2d_gradfix", "grid_sample_gradfix", "fma")
+    ),
 }
-CONTRACT_NAMES = {"misc", "persistence", "ops", "bias_act", "upfirdn2d", "conv2d_resample", "conv2d_gradfix",
-                  "grid_sample_gradfix", "fma"}
-TRAINING_RANK = {"networks": 0, "augment": 0, "config": 0, "dataset": 0, "ada": 0, "ema": 0, "stats": 0, "precision": 0,
-                 "loss": 1, "network_pickle": 1, "checkpoint": 1, "run_dir": 1, "phases": 2, "training_loop": 3}
+CONTRACT_NAMES = {
+    "misc",
+    "persistence",
+    "ops",
+    "bias_act",
+    "upfirdn2d",
+    "conv2d_resample",
+    "conv2d_gradfix",
+    "grid_sample_gradfix",
+    "fma",
+}
+TRAINING_RANK = {
+    "networks": 0,
+    "augment": 0,
+    "config": 0,
+    "dataset": 0,
+    "ada": 0,
+    "ema": 0,
+    "stats": 0,
+    "precision": 0,
+    "loss": 1,
+    "network_pickle": 1,
+    "checkpoint": 1,
+    "run_dir": 1,
+    "phases": 2,
+    "training_loop": 3,
+}
 
 
 def sources() -> list[str]:
@@ -80,13 +114,16 @@ def test_order_inside_training() -> None:
         folder, _, name = path.removesuffix(".py").rpartition("/")
         if folder != "training" or name == "__init__":
             continue
-        assert name in TRAINING_RANK, f"{path} has no place in the order of training/; add it here and to docs/architecture.md"
+        assert name in TRAINING_RANK, (
+            f"{path} has no place in the order of training/; add it here and to docs/architecture.md"
+        )
         for module, names, _ in imports(path):
             if module.split(".")[0] != "training":
                 continue
             for other in [module.split(".")[1]] if "." in module else names:
                 allowed = TRAINING_RANK[other] < TRAINING_RANK[name] or (
-                    name == "network_pickle" and other in ("networks", "augment"))
+                    name == "network_pickle" and other in ("networks", "augment")
+                )
                 assert allowed, f"{path} imports training.{other}"
 
 
@@ -95,13 +132,17 @@ def test_private_names_stay_private(path: str) -> None:
     own = path.removesuffix(".py").replace("/", ".")
     for module, names, _ in imports(path):
         if module.split(".")[0] in FLOORS and module != own:
-            assert not [n for n in names if n.startswith("_") and n != "__version__"], f"{path} imports {names} from {module}"
+            assert not [n for n in names if n.startswith("_") and n != "__version__"], (
+                f"{path} imports {names} from {module}"
+            )
 
 
 def test_command_line_starts_without_torch() -> None:
     for path in ["stylegan_rooted/__init__.py", "stylegan_rooted/__main__.py", "stylegan_rooted/cli/__init__.py"]:
         for module, _, at_top in imports(path):
-            assert not at_top or module.split(".")[0] in {"importlib", "os", "sys", "click", "stylegan_rooted"}, f"{path}: {module}"
+            assert not at_top or module.split(".")[0] in {"importlib", "os", "sys", "click", "stylegan_rooted"}, (
+                f"{path}: {module}"
+            )
 
 
 def test_package_list_is_complete() -> None:

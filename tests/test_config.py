@@ -10,38 +10,48 @@ from training.config import AugmentConfig, DataConfig, FinetuneConfig, OptimConf
 
 
 def test_json_round_trip_is_exact() -> None:
-    config = FinetuneConfig(resume="a.pkl", data=DataConfig(path="d", subset=7), optim=OptimConfig(batch=8, g_reg_interval=None),
-                            schedule=ScheduleConfig(kimg=0.25))
+    config = FinetuneConfig(
+        resume="a.pkl",
+        data=DataConfig(path="d", subset=7),
+        optim=OptimConfig(batch=8, g_reg_interval=None),
+        schedule=ScheduleConfig(kimg=0.25),
+    )
     assert FinetuneConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
 
-@pytest.mark.parametrize("values, wanted", [
-    ({"loss": {"kay": 2}}, "loss.kay"),
-    ({"optim": {"batch": "many"}}, "optim.batch should be int | None"),
-    ({"optim": {"batch": True}}, "optim.batch"),
-    ({"data": 3}, "data."),
-    ({"nonsense": 1}, "nonsense"),
-])
+@pytest.mark.parametrize(
+    "values, wanted",
+    [
+        ({"loss": {"kay": 2}}, "loss.kay"),
+        ({"optim": {"batch": "many"}}, "optim.batch should be int | None"),
+        ({"optim": {"batch": True}}, "optim.batch"),
+        ({"data": 3}, "data."),
+        ({"nonsense": 1}, "nonsense"),
+    ],
+)
 def test_bad_files_are_refused_by_name(values: dict, wanted: str) -> None:
     with pytest.raises(ValueError, match="--config") as error:
         FinetuneConfig.from_dict(values)
     assert wanted in str(error.value)
 
 
-@pytest.mark.parametrize("make, option", [
-    (lambda: OptimConfig(batch=0), "--batch"),
-    (lambda: OptimConfig(batch=6, batch_gpu=4), "--batch 6 is not a multiple of --batch-gpu 4"),
-    (lambda: OptimConfig(glr=-1.0), "--glr"),
-    (lambda: OptimConfig(glr=float("nan")), "--glr"),
-    (lambda: AugmentConfig(aug="fixed"), "--p"),
-    (lambda: AugmentConfig(aug="ada", p=0.5), "--p"),
-    (lambda: AugmentConfig(aug="noaug", target=0.5), "--target"),
-    (lambda: AugmentConfig(aug="fixed", p=1.5), "--p"),
-    (lambda: ScheduleConfig(kimg=0), "--kimg"),
-    (lambda: ScheduleConfig(tick=float("inf")), "--tick"),
-    (lambda: ScheduleConfig(snap=0), "--snap"),
-    (lambda: RuntimeConfig(device="tpu"), "--device"),
-])
+@pytest.mark.parametrize(
+    "make, option",
+    [
+        (lambda: OptimConfig(batch=0), "--batch"),
+        (lambda: OptimConfig(batch=6, batch_gpu=4), "--batch 6 is not a multiple of --batch-gpu 4"),
+        (lambda: OptimConfig(glr=-1.0), "--glr"),
+        (lambda: OptimConfig(glr=float("nan")), "--glr"),
+        (lambda: AugmentConfig(aug="fixed"), "--p"),
+        (lambda: AugmentConfig(aug="ada", p=0.5), "--p"),
+        (lambda: AugmentConfig(aug="noaug", target=0.5), "--target"),
+        (lambda: AugmentConfig(aug="fixed", p=1.5), "--p"),
+        (lambda: ScheduleConfig(kimg=0), "--kimg"),
+        (lambda: ScheduleConfig(tick=float("inf")), "--tick"),
+        (lambda: ScheduleConfig(snap=0), "--snap"),
+        (lambda: RuntimeConfig(device="tpu"), "--device"),
+    ],
+)
 def test_values_are_checked_where_they_live(make, option: str) -> None:
     with pytest.raises(ValueError) as error:
         make()
@@ -59,23 +69,36 @@ def test_presets_match_the_goldens(goldens) -> None:
         if request.get("cfg", "auto") == "auto":
             preset = auto_preset(request["res"], request["gpus"])
             got = (preset.batch, preset.mbstd, int(preset.fmaps * 32768), preset.map_depth)
-            want = (args["batch_size"], args["D_kwargs"]["epilogue_kwargs"]["mbstd_group_size"], args["G_kwargs"]["synthesis_kwargs"]
-                    ["channel_base"], args["G_kwargs"]["mapping_kwargs"]["num_layers"])
+            want = (
+                args["batch_size"],
+                args["D_kwargs"]["epilogue_kwargs"]["mbstd_group_size"],
+                args["G_kwargs"]["synthesis_kwargs"]["channel_base"],
+                args["G_kwargs"]["mapping_kwargs"]["num_layers"],
+            )
             assert got == want, request
-            for value, expected in ((preset.lr, args["G_opt_kwargs"]["lr"]), (preset.gamma, args["loss_kwargs"]["r1_gamma"]),
-                                    (preset.ema_kimg, args["ema_kimg"]), (preset.ema_rampup, args["ema_rampup"])):
+            for value, expected in (
+                (preset.lr, args["G_opt_kwargs"]["lr"]),
+                (preset.gamma, args["loss_kwargs"]["r1_gamma"]),
+                (preset.ema_kimg, args["ema_kimg"]),
+                (preset.ema_rampup, args["ema_rampup"]),
+            ):
                 assert_close(value, expected, 1e-9, str(request))
             if request["gpus"] != 1:
                 continue
-        config = resolve(FinetuneConfig(cfg=request.get("cfg", "auto")), resolution=request["res"], checkpoint=None, device="cuda")
+        config = resolve(
+            FinetuneConfig(cfg=request.get("cfg", "auto")), resolution=request["res"], checkpoint=None, device="cuda"
+        )
         assert config.optim.batch == args["batch_size"] and config.optim.batch_gpu == args["batch_gpu"], request
         assert config.network.channel_base == args["G_kwargs"]["synthesis_kwargs"]["channel_base"]
         assert config.network.mbstd_group == args["D_kwargs"]["epilogue_kwargs"]["mbstd_group_size"]
         assert config.network.d_architecture == args["D_kwargs"].get("architecture", "resnet")
         assert config.loss.style_mixing == args["loss_kwargs"].get("style_mixing_prob", 0.9)
         assert config.loss.pl_weight == args["loss_kwargs"].get("pl_weight", 2.0)
-        for value, expected in ((config.optim.glr, args["G_opt_kwargs"]["lr"]), (config.loss.gamma, args["loss_kwargs"]["r1_gamma"]),
-                                (config.optim.ema_kimg, args["ema_kimg"])):
+        for value, expected in (
+            (config.optim.glr, args["G_opt_kwargs"]["lr"]),
+            (config.loss.gamma, args["loss_kwargs"]["r1_gamma"]),
+            (config.optim.ema_kimg, args["ema_kimg"]),
+        ):
             assert_close(value, expected, 1e-9, str(request))
         checked += 1
     assert checked >= 12

@@ -1,4 +1,4 @@
-"""Fine-tuning, end to end, on networks of 8x8 pixels: the files it leaves, determinism, refusal, stopping, divergence."""
+"""Fine-tuning, end to end, on networks of 8x8 pixels: its files, determinism, refusal, stopping, divergence."""
 
 import json
 import os
@@ -26,7 +26,22 @@ from training.config import (
 )
 from training.training_loop import TrainingDiverged
 
-SCRATCH = ["--resume", "none", "--cbase", "64", "--cmax", "8", "--zdim", "8", "--wdim", "8", "--batch", "4", "--device", "cpu"]
+SCRATCH = [
+    "--resume",
+    "none",
+    "--cbase",
+    "64",
+    "--cmax",
+    "8",
+    "--zdim",
+    "8",
+    "--wdim",
+    "8",
+    "--batch",
+    "4",
+    "--device",
+    "cpu",
+]
 
 
 @pytest.fixture(scope="module")
@@ -70,17 +85,56 @@ def quiet(text: str) -> None:
 
 def weights(path: Path) -> dict[str, torch.Tensor]:
     networks = network_pickle.load(path)
-    return {f"{name}.{key}": value for name in ("G", "D", "G_ema") for key, value in getattr(networks, name).state_dict().items()}
+    return {
+        f"{name}.{key}": value
+        for name in ("G", "D", "G_ema")
+        for key, value in getattr(networks, name).state_dict().items()
+    }
 
 
 def test_a_run_leaves_exactly_these_files_and_can_be_resumed(pictures, tmp_path, capsys) -> None:
     outdir = tmp_path / "runs"
-    assert run_cli("finetune", "--data", pictures, "--outdir", outdir, *SCRATCH, "--kimg", "0.016", "--tick", "0.008", "--snap", "2",
-                   "--metrics", "fid,kid", "--metric-num", "8", "--grid", "4x2", "--loss", "rooted", "--k", "2") == 0
+    assert (
+        run_cli(
+            "finetune",
+            "--data",
+            pictures,
+            "--outdir",
+            outdir,
+            *SCRATCH,
+            "--kimg",
+            "0.016",
+            "--tick",
+            "0.008",
+            "--snap",
+            "2",
+            "--metrics",
+            "fid,kid",
+            "--metric-num",
+            "8",
+            "--grid",
+            "4x2",
+            "--loss",
+            "rooted",
+            "--k",
+            "2",
+        )
+        == 0
+    )
     (path,) = outdir.iterdir()
     names = {p.name for p in path.iterdir() if not p.name.startswith("events.")}
-    assert names == {"environment.json", "fakes000000.png", "fakes_init.png", "log.txt", "metric-fd.jsonl", "metric-kd.jsonl",
-                     "network-snapshot-000000.pkl", "reals.png", "stats.jsonl", "training_options.json"}
+    assert names == {
+        "environment.json",
+        "fakes000000.png",
+        "fakes_init.png",
+        "log.txt",
+        "metric-fd.jsonl",
+        "metric-kd.jsonl",
+        "network-snapshot-000000.pkl",
+        "reals.png",
+        "stats.jsonl",
+        "training_options.json",
+    }
     rows = run_dir.read_jsonl(path / "stats.jsonl")
     assert [row["Progress/kimg"]["mean"] for row in rows] == pytest.approx([0.004, 0.012, 0.016])
     for row in rows:
@@ -96,8 +150,30 @@ def test_a_run_leaves_exactly_these_files_and_can_be_resumed(pictures, tmp_path,
     assert options["optim"]["batch"] == 4 and options["loss"]["gamma"] is not None
 
     snapshot = path / "network-snapshot-000000.pkl"
-    assert run_cli("finetune", "--data", pictures, "--outdir", outdir, "--resume", snapshot, "--batch", "4", "--kimg", "0.004",
-                   "--metrics", "none", "--grid", "2x2", "--freezed", "2", "--device", "cpu") == 0
+    assert (
+        run_cli(
+            "finetune",
+            "--data",
+            pictures,
+            "--outdir",
+            outdir,
+            "--resume",
+            snapshot,
+            "--batch",
+            "4",
+            "--kimg",
+            "0.004",
+            "--metrics",
+            "none",
+            "--grid",
+            "2x2",
+            "--freezed",
+            "2",
+            "--device",
+            "cpu",
+        )
+        == 0
+    )
     second = sorted(outdir.iterdir())[1]
     assert second.name.startswith("00001-") and "resumecustom-freezed2" in second.name
     before, after = weights(snapshot), weights(second / "network-snapshot-000000.pkl")
@@ -118,10 +194,12 @@ def test_runs_are_deterministic_and_metrics_disturb_nothing(pictures, tmp_path) 
 
 
 def test_chunks_of_a_batch_are_averaged(pictures, tmp_path) -> None:
-    """R1 depends on the real images alone, so its gradient in two chunks must equal that in one; a sum would double it."""
+    """R1 depends on the real images alone, so two chunks must give the gradient of one; a sum would double it."""
     gradients = []
     for batch_gpu in (4, 2):
-        config = tiny(pictures, tmp_path, optim__batch_gpu=batch_gpu, network__mbstd_group=1, augment=AugmentConfig(aug="noaug"))
+        config = tiny(
+            pictures, tmp_path, optim__batch_gpu=batch_gpu, network__mbstd_group=1, augment=AugmentConfig(aug="noaug")
+        )
         run = finetune.build_run(finetune.prepare(config), tmp_path, (2, 2))
         real, labels = next(run.batches)
         assert run.phases[3].name == "Dreg"
@@ -173,7 +251,18 @@ def test_non_finite_gradients_are_counted_left_out_and_fatal_past_the_limit(pict
 
 
 def test_dry_run_prints_what_config_reads_back(pictures, tmp_path, capsys) -> None:
-    arguments = ["finetune", "--data", pictures, *SCRATCH, "--outdir", tmp_path / "out", "--kimg", "0.5", "--g-reg-interval", "none"]
+    arguments = [
+        "finetune",
+        "--data",
+        pictures,
+        *SCRATCH,
+        "--outdir",
+        tmp_path / "out",
+        "--kimg",
+        "0.5",
+        "--g-reg-interval",
+        "none",
+    ]
     assert run_cli(*arguments, "--dry-run") == 0
     first = capsys.readouterr().out
     assert json.loads(first)["optim"]["g_reg_interval"] is None
@@ -182,28 +271,32 @@ def test_dry_run_prints_what_config_reads_back(pictures, tmp_path, capsys) -> No
     assert capsys.readouterr().out == first
     assert not (tmp_path / "out").exists()
     import yaml
+
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(json.loads(first)))
     assert run_cli("finetune", "--config", tmp_path / "c.yaml", "--dry-run") == 0
     assert capsys.readouterr().out == first
 
 
-@pytest.mark.parametrize("arguments, code, wanted", [
-    (["--data", "nowhere"], 1, "nowhere"),
-    (["--k", "0.5"], 2, "--k"),
-    (["--loss", "hinge"], 2, "--loss"),
-    (["--loss", "logistic", "--k", "3"], 2, "--k is for --loss rooted"),
-    (["--tail", "linear"], 2, "--tail-at"),
-    (["--batch", "6", "--batch-gpu", "4"], 2, "--batch 6 is not a multiple"),
-    (["--augpipe", "sparkles"], 2, "--augpipe"),
-    (["--cfg", "mega"], 2, "--cfg"),
-    (["--kimg", "-1"], 2, "--kimg"),
-    (["--metrics", "fid,beauty"], 2, "--metrics"),
-    (["--device", "tpu"], 2, "--device"),
-    (["--resolution", "64"], 1, "64"),
-    (["--subset", "13"], 1, "--subset"),
-    (["--config", "missing.json"], 1, "missing.json"),
-    (["--nonsense"], 2, "--nonsense"),
-])
+@pytest.mark.parametrize(
+    "arguments, code, wanted",
+    [
+        (["--data", "nowhere"], 1, "nowhere"),
+        (["--k", "0.5"], 2, "--k"),
+        (["--loss", "hinge"], 2, "--loss"),
+        (["--loss", "logistic", "--k", "3"], 2, "--k is for --loss rooted"),
+        (["--tail", "linear"], 2, "--tail-at"),
+        (["--batch", "6", "--batch-gpu", "4"], 2, "--batch 6 is not a multiple"),
+        (["--augpipe", "sparkles"], 2, "--augpipe"),
+        (["--cfg", "mega"], 2, "--cfg"),
+        (["--kimg", "-1"], 2, "--kimg"),
+        (["--metrics", "fid,beauty"], 2, "--metrics"),
+        (["--device", "tpu"], 2, "--device"),
+        (["--resolution", "64"], 1, "64"),
+        (["--subset", "13"], 1, "--subset"),
+        (["--config", "missing.json"], 1, "missing.json"),
+        (["--nonsense"], 2, "--nonsense"),
+    ],
+)
 def test_wrong_use_is_one_line_with_the_right_exit_code(pictures, tmp_path, capsys, arguments, code, wanted) -> None:
     base = ["finetune", "--outdir", tmp_path / "out", *SCRATCH]
     if "--data" not in arguments:
@@ -227,7 +320,9 @@ def test_outdir_that_is_a_file_or_read_only(pictures, tmp_path, capsys) -> None:
 
 def test_a_missing_detector_does_not_stop_training(pictures, tmp_path) -> None:
     said: list[str] = []
-    config = tiny(pictures, tmp_path, metric=MetricConfig(detector="inception", detector_file=str(tmp_path / "absent.pt")))
+    config = tiny(
+        pictures, tmp_path, metric=MetricConfig(detector="inception", detector_file=str(tmp_path / "absent.pt"))
+    )
     path = finetune.run(config, say=said.append, grid_size=(2, 2))
     assert (path / "network-snapshot-000000.pkl").exists()
     assert any(line.startswith("Metrics left out: ") and "absent.pt" in line for line in said)

@@ -14,9 +14,13 @@ PINNED_SEED = 7667506512434995351
 
 
 def test_streams_depend_on_every_key_and_on_nothing_else() -> None:
-    seeds = {seeding.derive(*keys) for keys in [(0,), (1,), (0, "a"), (0, "a", 0), (0, "a", 1), (0, "a", "1"), (0, "b", 0)]}
+    seeds = {
+        seeding.derive(*keys) for keys in [(0,), (1,), (0, "a"), (0, "a", 0), (0, "a", 1), (0, "a", "1"), (0, "b", 0)]
+    }
     assert len(seeds) == 7
-    assert seeding.derive(0, "latents", 0, 4096) == PINNED_SEED  # equal on every machine and version, or runs are not repeatable
+    assert (
+        seeding.derive(0, "latents", 0, 4096) == PINNED_SEED
+    )  # equal on every machine and version, or runs are not repeatable
     first = torch.randn(4, generator=seeding.generator(3, "x"))
     torch.randn(100)
     assert torch.equal(first, torch.randn(4, generator=seeding.generator(3, "x")))

@@ -1,7 +1,7 @@
-"""Named random streams: every draw is keyed by what it is for and where training stands, never by what was drawn before.
+"""Named random streams: a draw is keyed by what it is for and where training stands, never by what was drawn before.
 
-A stream keyed by (seed, rank, images seen, purpose) is the same in a resumed run, and the same in two runs that differ in
-something else, such as the loss. Knows nothing of training.
+A stream keyed by (seed, rank, images seen, purpose) is the same in a resumed run, and the same in two runs that differ
+in something else, such as the loss. Knows nothing of training.
 """
 
 import contextlib

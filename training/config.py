@@ -1,8 +1,8 @@
 """Everything that decides a training run, as frozen dataclasses that validate themselves.
 
-One default, one place: the fields here. The command line reads its options and defaults from them and prints them back as
-JSON (`--dry-run`). A value of None means "auto": `stylegan_rooted.presets.resolve` fills it from the checkpoint and data.
-Knows nothing of torch.
+One default, one place: the fields here. The command line reads its options and defaults from them and prints them back
+as JSON (`--dry-run`). A value of None means "auto": `stylegan_rooted.presets.resolve` fills it from the checkpoint and
+data. Knows nothing of torch.
 """
 
 import dataclasses
@@ -223,7 +223,9 @@ class FinetuneConfig:
 
 def _build(cls: type, values: Any, where: str) -> Any:
     if not isinstance(values, dict):
-        raise ValueError(f"--config: {where or 'the file'} should be an object of settings, got {type(values).__name__}")
+        raise ValueError(
+            f"--config: {where or 'the file'} should be an object of settings, got {type(values).__name__}"
+        )
     known = {f.name: f for f in dataclasses.fields(cls)}
     unknown = sorted(set(values) - set(known))
     if unknown:
@@ -242,8 +244,12 @@ def _build(cls: type, values: Any, where: str) -> Any:
 
 def _check_type(cls: type, name: str, value: Any, where: str) -> None:
     annotation = str(cls.__dataclass_fields__[name].type)  # type: ignore[attr-defined]
-    annotation = {"<class 'int'>": "int", "<class 'float'>": "float", "<class 'str'>": "str", "<class 'bool'>": "bool"}.get(
-        annotation, annotation)
+    annotation = {
+        "<class 'int'>": "int",
+        "<class 'float'>": "float",
+        "<class 'str'>": "str",
+        "<class 'bool'>": "bool",
+    }.get(annotation, annotation)
     kinds = {"int": (int,), "float": (int, float), "str": (str,), "bool": (bool,), "None": (type(None),)}
     allowed = [kinds[part.strip()] for part in annotation.split("|") if part.strip() in kinds]
     if not allowed:

@@ -8,6 +8,7 @@ Source: networks-and-pickles.md sections 3-6; other-checkpoints.md section 2; cl
 import hashlib
 import inspect
 import io
+import math
 import os
 import pickle
 import struct
@@ -291,7 +292,7 @@ def module_tensors(record: PersistentRecord) -> dict[str, TensorRecord]:
 def build(cls: type, settings: dict, tensors: dict[str, TensorRecord], what: str) -> torch.nn.Module:
     """Make one of our modules and fill it with recorded numbers, by name; buffer or parameter does not matter.
 
-    Memory is only taken after the shapes that the settings imply were found equal to those in the file.
+    The memory taken is bounded by the numbers in the file, whatever the settings say.
 
     Args:
         cls: our class.
@@ -305,14 +306,17 @@ def build(cls: type, settings: dict, tensors: dict[str, TensorRecord], what: str
     _check_settings(settings, what)
     order = {name: index for index, name in enumerate(inspect.signature(cls).parameters)}
     settings = {key: settings[key] for key in sorted(settings, key=lambda key: order.get(key, len(order)))}
+    blobs = [(record.storage.blob, record.storage.numel) for record in tensors.values()]
+    stored = {(id(blob.data), blob.start): numel for blob, numel in blobs if blob is not None}
+    shown = sum(record.numel for record in tensors.values())
+    if shown > sum(stored.values()):
+        raise PickleError(f"{what}: its tensors show more numbers than the file stores; damaged or hostile")
     try:
-        with _WithoutMemory():
+        with _MemoryBudget(2 * shown + 4096):
             module = cls(**settings)
     except (TypeError, ValueError, LookupError, AttributeError, AssertionError, RuntimeError, ArithmeticError) as e:
         reason = printable(" ".join(str(e).split()), 160)
-        raise PickleError(
-            f"{what}: its settings make no {cls.__name__} of this program ({reason}); {REMEDY}"
-        ) from e
+        raise PickleError(f"{what}: its settings make no {cls.__name__} here ({reason}); {REMEDY}") from e
     own = dict(module.named_parameters()) | dict(module.named_buffers())
     for name in [*own, *tensors]:
         if name not in tensors or name not in own:
@@ -320,20 +324,30 @@ def build(cls: type, settings: dict, tensors: dict[str, TensorRecord], what: str
             raise PickleError(f"{what} {which} {printable(name)!r}; the architecture is not StyleGAN2's; {REMEDY}")
         if tuple(own[name].shape) != tensors[name].size:
             got, wanted = list(tensors[name].size), list(own[name].shape)
-            raise PickleError(
-                f"{what}: tensor {name!r} has shape {got}, its settings say {wanted}; the file is damaged"
-            )
+            raise PickleError(f"{what}: {name!r} has shape {got}, its settings say {wanted}; the file is damaged")
         if not tensors[name].dtype.is_floating_point:
-            raise PickleError(f"{what}: tensor {name!r} is {tensors[name].dtype}, wanted floating point; {REMEDY}")
-    blobs = [(record.storage.blob, record.storage.numel) for record in tensors.values()]
-    stored = {(id(blob.data), blob.start): numel for blob, numel in blobs if blob is not None}
-    if sum(record.numel for record in tensors.values()) > sum(stored.values()):
-        raise PickleError(f"{what}: its tensors show more numbers than the file stores; damaged or hostile")
-    module.to_empty(device="cpu")
+            raise PickleError(f"{what}: {name!r} is {tensors[name].dtype}, wanted floating point; {REMEDY}")
     with torch.no_grad():
-        for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
+        for name, tensor in own.items():
             tensor.copy_(tensors[name].tensor())
     return module.eval().requires_grad_(False)
+
+
+class _MemoryBudget(TorchFunctionMode):
+    """While a module is constructed: its tensors start as zeros, and all together stay within a number of elements."""
+
+    def __init__(self, num_elements: int) -> None:
+        super().__init__()
+        self.num_elements = num_elements
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if func in (torch.randn, torch.rand, torch.zeros, torch.ones, torch.full, torch.empty):
+            size = kwargs["size"] if "size" in kwargs else args[0] if isinstance(args[0], (list, tuple)) else args
+            self.num_elements -= math.prod(int(n) for n in size)
+            if self.num_elements < 0:
+                raise ValueError("they imply more numbers than the file holds")
+        return (torch.zeros if func in (torch.randn, torch.rand) else func)(*args, **kwargs)
 
 
 def _checked(data: bytes) -> dict:
@@ -364,16 +378,6 @@ def _checked(data: bytes) -> dict:
             got = printable(root[key].class_name)
             raise PickleError(f"not a StyleGAN2 snapshot: {key} is of class {got!r}, wanted {wanted!r}; {REMEDY}")
     return root
-
-
-class _WithoutMemory(TorchFunctionMode):
-    """Tensors of a size that the caller chooses are made without memory; small ones from given numbers are real."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = dict(kwargs or {})
-        if func in (torch.randn, torch.rand, torch.zeros, torch.ones, torch.full, torch.empty):
-            kwargs["device"] = "meta"
-        return func(*args, **kwargs)
 
 
 def _training_set_kwargs(root: dict) -> "dict | None":

@@ -1,7 +1,7 @@
 """Half-precision blocks on and off. Networks keep what their checkpoint says; only the running copy is switched.
 
-A checkpoint made for a GPU runs its highest resolutions in float16, which a CPU computes slowly and less exactly. Training on
-a CPU therefore runs them in float32, and puts the flag back into the snapshots it writes.
+A checkpoint made for a GPU runs its highest resolutions in float16, which a CPU computes slowly and less exactly.
+Training on a CPU therefore runs them in float32, and puts the flag back into the snapshots it writes.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ def half_precision_blocks(*networks: torch.nn.Module) -> list[torch.nn.Module]:
 
 
 class FullPrecision:
-    """Runs the given networks in float32; `original()` shows their own settings for as long as a snapshot is written."""
+    """Runs the given networks in float32; `original()` shows their own settings while a snapshot is written."""
 
     def __init__(self, *networks: torch.nn.Module) -> None:
         self._blocks = half_precision_blocks(*networks)

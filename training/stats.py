@@ -1,7 +1,8 @@
 """Scalar collector. Sums what is reported between two ticks; knows nothing of files or networks.
 
 The numbers per name are count, sum and sum of squares in float64 (spec: training-and-metrics.md section 2). Unlike the
-original's cumulative counters, every tick starts from zero, so one non-finite value spoils one tick and not the rest of the run.
+original's cumulative counters, every tick starts from zero, so one non-finite value spoils one tick and not the rest of
+the run.
 """
 
 import math
@@ -37,7 +38,7 @@ class StatsCollector:
         self._sums[name] = self._sums[name] + moments if name in self._sums else moments
 
     def collect(self) -> dict[str, Scalar]:
-        """Return every name's scalar since the last call and start anew; names that got nothing keep their last value."""
+        """Every name's scalar since the last call; names that got nothing keep their last value. Then start anew."""
         for name, moments in self._sums.items():
             num, total, squares = moments.tolist()
             mean = total / num if num else math.nan

@@ -99,7 +99,7 @@ class Run:
 
 
 class Hooks(Protocol):
-    """What may happen beside training. A hook must not draw from torch's global random generator without restoring it."""
+    """What may happen beside training. Hooks must leave torch's global random generator as it was."""
 
     def on_step(self, run: Run) -> None: ...
     def on_tick(self, run: Run, scalars: dict[str, Scalar], status: str) -> None: ...
@@ -128,8 +128,10 @@ def train(run: Run, hooks: Hooks) -> None:
         if diverged:
             raise TrainingDiverged(
                 f"{progress.num_nonfinite} steps had non-finite gradients and were left out (limit --max-nonfinite "
-                f"{run.config.optim.max_nonfinite}); last state: {run.path / f'network-snapshot-{progress.kimg_name}.pkl'}. "
-                "Try a larger --gamma, a smaller --glr/--dlr, or --tail linear")
+                f"{run.config.optim.max_nonfinite}); last state: "
+                f"{run.path / f'network-snapshot-{progress.kimg_name}.pkl'}. "
+                "Try a larger --gamma, a smaller --glr/--dlr, or --tail linear"
+            )
         if progress.finished:
             return
         start_tick(progress)
@@ -165,8 +167,14 @@ def step_phase(run: Run, phase: Phase, real_img: torch.Tensor, real_c: torch.Ten
     gen_z = torch.randn([len(real_img), run.G.z_dim], generator=latents)
     gen_c = random_labels(run.dataset, len(real_img), latents)
     chunk = run.config.optim.batch_gpu
-    chunks = list(zip(real_img.split(chunk), real_c.split(chunk), gen_z.to(run.device).split(chunk),
-                      gen_c.to(run.device).split(chunk)))
+    chunks = list(
+        zip(
+            real_img.split(chunk),
+            real_c.split(chunk),
+            gen_z.to(run.device).split(chunk),
+            gen_c.to(run.device).split(chunk),
+        )
+    )
     phase.opt.zero_grad(set_to_none=True)
     phase.module.requires_grad_(True)
     for index, (x, c, z, zc) in enumerate(chunks):
@@ -224,17 +232,19 @@ def finish_tick(run: Run) -> tuple[dict[str, Scalar], str]:
     }.items():
         run.stats.report(name, float(value))
     scalars = run.stats.collect()
-    status = " ".join([
-        f"tick {progress.tick:<5d}",
-        f"kimg {progress.cur_nimg / 1000:<8.1f}",
-        f"time {format_time(total_sec):<12s}",
-        f"sec/tick {sec_per_tick:<7.1f}",
-        f"sec/kimg {sec_per_tick / kimg_done:<7.2f}",
-        f"maintenance {progress.maintenance_sec:<6.1f}",
-        f"cpumem {cpu_gib:<6.2f}",
-        f"gpumem {gpu_gib:<6.2f}",
-        f"augment {augment_p:.3f}",
-    ])
+    status = " ".join(
+        [
+            f"tick {progress.tick:<5d}",
+            f"kimg {progress.cur_nimg / 1000:<8.1f}",
+            f"time {format_time(total_sec):<12s}",
+            f"sec/tick {sec_per_tick:<7.1f}",
+            f"sec/kimg {sec_per_tick / kimg_done:<7.2f}",
+            f"maintenance {progress.maintenance_sec:<6.1f}",
+            f"cpumem {cpu_gib:<6.2f}",
+            f"gpumem {gpu_gib:<6.2f}",
+            f"augment {augment_p:.3f}",
+        ]
+    )
     row: dict[str, Any] = {name: scalar.as_dict() for name, scalar in sorted(scalars.items())}
     run_dir.append_jsonl(run.path / "stats.jsonl", {**row, "timestamp": now})
     with open(run.path / "log.txt", "a", encoding="utf-8") as f:
@@ -248,8 +258,14 @@ def save_snapshot(run: Run) -> Path:
     images.save_grid(run.path / f"fakes{name}.png", render_grid(run), grid_size=run.grid.size)
     path = run.path / f"network-snapshot-{name}.pkl"
     with run.precision.original():
-        network_pickle.save(path, G=run.G, D=run.D, G_ema=run.G_ema, augment_pipe=run.augment_pipe,
-                            training_set_kwargs=run.training_set_kwargs)
+        network_pickle.save(
+            path,
+            G=run.G,
+            D=run.D,
+            G_ema=run.G_ema,
+            augment_pipe=run.augment_pipe,
+            training_set_kwargs=run.training_set_kwargs,
+        )
     return path
 
 

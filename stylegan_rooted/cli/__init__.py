@@ -69,7 +69,9 @@ def main(argv: list[str] | None = None) -> None:
             raise
         fail(describe(e), 1)
     except RuntimeError as e:
-        if type(e).__name__ not in ("TrainingDiverged", "MetricUnavailable") or os.environ.get("STYLEGAN_ROOTED_TRACEBACK"):
+        if type(e).__name__ not in ("TrainingDiverged", "MetricUnavailable") or os.environ.get(
+            "STYLEGAN_ROOTED_TRACEBACK"
+        ):
             raise
         fail(one_line(str(e)), 1)
 

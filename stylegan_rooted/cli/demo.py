@@ -9,12 +9,17 @@ DEFAULT_KIMG = 8.0
 
 @click.command("demo")
 @click.option("--outdir", default="demo-run", show_default=True, help="Where the run folder is made.")
-@click.option("--kimg", type=click.FloatRange(min=0, min_open=True), default=DEFAULT_KIMG, show_default=True,
-              help="Thousands of images to train on; more gives better images.")
+@click.option(
+    "--kimg",
+    type=click.FloatRange(min=0, min_open=True),
+    default=DEFAULT_KIMG,
+    show_default=True,
+    help="Thousands of images to train on; more gives better images.",
+)
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of every random stream.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
 def command(outdir: str, kimg: float, seed: int, device: str) -> None:
-    """Fine-tune the embedded 32x32 network on Twemoji with the rooted loss; image grids, FD/KD before and after, a report.
+    """Fine-tune the embedded 32x32 network on Twemoji with the rooted loss: grids, FD/KD before and after, report.
 
     Needs the extra `demo` (pip install 'stylegan-rooted[demo]') and nothing else: no GPU, no download, no compiler.
     """
@@ -27,7 +32,13 @@ def command(outdir: str, kimg: float, seed: int, device: str) -> None:
         bar = TrainingBar(length)
         return bar
 
-    result = demo.run(outdir, kimg=kimg, seed=seed, device=device, say=lambda text: bar.say(text) if bar else say(text),
-                      progress_bar=progress_bar)
+    result = demo.run(
+        outdir,
+        kimg=kimg,
+        seed=seed,
+        device=device,
+        say=lambda text: bar.say(text) if bar else say(text),
+        progress_bar=progress_bar,
+    )
     click.echo(f"Images:  {result.run_path}  (reals.png, fakes_init.png, fakes*.png)")
     click.echo(f"Report:  {result.report_path / 'report.html'}")

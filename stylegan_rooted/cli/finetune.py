@@ -22,20 +22,47 @@ from training.config import AUG_MODES, DETECTORS, FinetuneConfig
 
 FIELDS = [
     Field("--data", "data.path", "Folder or zip of training images.", group="Main"),
-    Field("--resume", "resume", "Network pickle to start from: a path, a URL, or none to train from scratch.", group="Main"),
+    Field(
+        "--resume",
+        "resume",
+        "Network pickle to start from: a path, a URL, or none to train from scratch.",
+        group="Main",
+    ),
     Field("--outdir", "runtime.outdir", "Where run folders are made.", group="Main"),
     Field("--cfg", "cfg", "Base configuration: auto, stylegan2, paper256, paper512, paper1024, cifar.", group="Main"),
     Field("--kimg", "schedule.kimg", "Length in thousands of real images shown; fractions allowed.", float, "Schedule"),
     Field("--tick", "schedule.tick", "Progress is recorded every so many kimg; fractions allowed.", float, "Schedule"),
     Field("--snap", "schedule.snap", "Snapshot (grid, pickle, metrics) every so many ticks.", int, "Schedule"),
     Field("--loss", "loss.name", "Adversarial objective.", click.Choice(["logistic", "rooted"]), "Objective"),
-    Field("--k", "loss.k", "Root of the rooted loss: a number >= 1, or a:b@kimg for a geometric schedule.", str, "Objective"),
-    Field("--tail", "loss.tail", "Far-off scores: none (the paper) or linear beyond --tail-at.", click.Choice(["none", "linear"]),
-          "Objective"),
+    Field(
+        "--k",
+        "loss.k",
+        "Root of the rooted loss: a number >= 1, or a:b@kimg for a geometric schedule.",
+        str,
+        "Objective",
+    ),
+    Field(
+        "--tail",
+        "loss.tail",
+        "Far-off scores: none (the paper) or linear beyond --tail-at.",
+        click.Choice(["none", "linear"]),
+        "Objective",
+    ),
     Field("--tail-at", "loss.tail_at", "Margin -T beyond which the tail is linear.", float, "Objective"),
-    Field("--scale", "loss.scale", "paper, calibrated (slope 1/2 at 0, as the logistic loss), or a factor.", str, "Objective"),
-    Field("--acts-on", "loss.acts_on", "Which side the rooted loss trains; the other keeps the logistic loss.",
-          click.Choice(["both", "D", "G"]), "Objective"),
+    Field(
+        "--scale",
+        "loss.scale",
+        "paper, calibrated (slope 1/2 at 0, as the logistic loss), or a factor.",
+        str,
+        "Objective",
+    ),
+    Field(
+        "--acts-on",
+        "loss.acts_on",
+        "Which side the rooted loss trains; the other keeps the logistic loss.",
+        click.Choice(["both", "D", "G"]),
+        "Objective",
+    ),
     Field("--gamma", "loss.gamma", "R1 weight.", float, "Objective", "auto: 0.0002 * resolution^2 / batch"),
     Field("--pl-weight", "loss.pl_weight", "Path-length weight; 0 switches it off.", float, "Objective"),
     Field("--style-mixing", "loss.style_mixing", "Probability of style mixing.", float, "Objective"),
@@ -43,48 +70,131 @@ FIELDS = [
     Field("--subset", "data.subset", "Use only so many images.", int, "Data", "all"),
     Field("--mirror", "data.mirror", "Also show every image mirrored left to right.", bool, "Data"),
     Field("--workers", "data.workers", "Threads that read ahead; 0 reads in step.", int, "Data"),
-    Field("--aug", "augment.aug", "Augmentation: adaptive, fixed probability, or none.", click.Choice(list(AUG_MODES)), "Augmentation"),
-    Field("--augpipe", "augment.augpipe", "blit, geom, color, filter, noise, cutout, bg, bgc, bgcf, bgcfn, bgcfnc.", str,
-          "Augmentation"),
+    Field(
+        "--aug",
+        "augment.aug",
+        "Augmentation: adaptive, fixed probability, or none.",
+        click.Choice(list(AUG_MODES)),
+        "Augmentation",
+    ),
+    Field(
+        "--augpipe",
+        "augment.augpipe",
+        "blit, geom, color, filter, noise, cutout, bg, bgc, bgcf, bgcfn, bgcfnc.",
+        str,
+        "Augmentation",
+    ),
     Field("--p", "augment.p", "Probability for --aug fixed.", float, "Augmentation", "unset"),
-    Field("--target", "augment.target", "ADA target for the mean sign of real scores.", float, "Augmentation", "auto: 0.6"),
+    Field(
+        "--target", "augment.target", "ADA target for the mean sign of real scores.", float, "Augmentation", "auto: 0.6"
+    ),
     Field("--p-max", "augment.p_max", "Upper clamp of ADA's p.", float, "Augmentation"),
-    Field("--ada-kimg", "augment.ada_kimg", "kimg in which ADA's p can move by 1.", float, "Augmentation",
-          "auto: 500 from scratch, 100 with --resume"),
+    Field(
+        "--ada-kimg",
+        "augment.ada_kimg",
+        "kimg in which ADA's p can move by 1.",
+        float,
+        "Augmentation",
+        "auto: 500 from scratch, 100 with --resume",
+    ),
     Field("--batch", "optim.batch", "Images per step.", int, "Optimisation", "auto"),
-    Field("--batch-gpu", "optim.batch_gpu", "Images in memory at a time; divides --batch.", int, "Optimisation", "auto"),
+    Field(
+        "--batch-gpu", "optim.batch_gpu", "Images in memory at a time; divides --batch.", int, "Optimisation", "auto"
+    ),
     Field("--glr", "optim.glr", "Generator learning rate.", float, "Optimisation", "auto: 0.0025, 0.002 from 1024 px"),
     Field("--dlr", "optim.dlr", "Discriminator learning rate.", float, "Optimisation", "auto, as --glr"),
-    Field("--g-reg-interval", "optim.g_reg_interval", "Path length every so many steps; none: every step, with the main loss.",
-          IntOrNone(), "Optimisation"),
-    Field("--d-reg-interval", "optim.d_reg_interval", "R1 every so many steps; none: every step, with the main loss.",
-          IntOrNone(), "Optimisation"),
-    Field("--ema-kimg", "optim.ema_kimg", "Half-life of G_ema in kimg.", float, "Optimisation", "auto: batch * 10 / 32"),
-    Field("--ema-rampup", "optim.ema_rampup", "Half-life at most this share of the images seen.", float, "Optimisation",
-          "auto: 0.05 from scratch, off with --resume"),
+    Field(
+        "--g-reg-interval",
+        "optim.g_reg_interval",
+        "Path length every so many steps; none: every step, with the main loss.",
+        IntOrNone(),
+        "Optimisation",
+    ),
+    Field(
+        "--d-reg-interval",
+        "optim.d_reg_interval",
+        "R1 every so many steps; none: every step, with the main loss.",
+        IntOrNone(),
+        "Optimisation",
+    ),
+    Field(
+        "--ema-kimg", "optim.ema_kimg", "Half-life of G_ema in kimg.", float, "Optimisation", "auto: batch * 10 / 32"
+    ),
+    Field(
+        "--ema-rampup",
+        "optim.ema_rampup",
+        "Half-life at most this share of the images seen.",
+        float,
+        "Optimisation",
+        "auto: 0.05 from scratch, off with --resume",
+    ),
     Field("--freezed", "optim.freezed", "Freeze so many of D's highest-resolution layers.", int, "Optimisation"),
-    Field("--max-nonfinite", "optim.max_nonfinite", "Steps with non-finite gradients that a run survives.", int, "Optimisation"),
+    Field(
+        "--max-nonfinite",
+        "optim.max_nonfinite",
+        "Steps with non-finite gradients that a run survives.",
+        int,
+        "Optimisation",
+    ),
     Field("--metrics", "metric.metrics", "Comma list of fid, kid; or none.", CommaList(), "Metrics"),
     Field("--detector", "metric.detector", "Feature network.", click.Choice(list(DETECTORS)), "Metrics"),
-    Field("--detector-mode", "metric.detector_mode", "Resizing of the inception detector.",
-          click.Choice(["clean", "legacy_tensorflow"]), "Metrics"),
-    Field("--detector-file", "metric.detector_file", "Weights of the detector, instead of its own place.", str, "Metrics", "unset"),
+    Field(
+        "--detector-mode",
+        "metric.detector_mode",
+        "Resizing of the inception detector.",
+        click.Choice(["clean", "legacy_tensorflow"]),
+        "Metrics",
+    ),
+    Field(
+        "--detector-file",
+        "metric.detector_file",
+        "Weights of the detector, instead of its own place.",
+        str,
+        "Metrics",
+        "unset",
+    ),
     Field("--metric-num", "metric.num", "Generated images per measurement.", int, "Metrics"),
-    Field("--resolution", "network.resolution", "From scratch: pixels per side.", int, "Network (only with --resume none)",
-          "the data's"),
-    Field("--cbase", "network.channel_base", "From scratch: channels are cbase / resolution ...", int,
-          "Network (only with --resume none)", "auto: 16384, 32768 from 512 px"),
+    Field(
+        "--resolution",
+        "network.resolution",
+        "From scratch: pixels per side.",
+        int,
+        "Network (only with --resume none)",
+        "the data's",
+    ),
+    Field(
+        "--cbase",
+        "network.channel_base",
+        "From scratch: channels are cbase / resolution ...",
+        int,
+        "Network (only with --resume none)",
+        "auto: 16384, 32768 from 512 px",
+    ),
     Field("--cmax", "network.channel_max", "... up to this many.", int, "Network (only with --resume none)"),
     Field("--zdim", "network.z_dim", "Width of z.", int, "Network (only with --resume none)"),
     Field("--wdim", "network.w_dim", "Width of w.", int, "Network (only with --resume none)"),
-    Field("--map-depth", "network.map_depth", "Layers of the mapping network.", int, "Network (only with --resume none)",
-          "auto: 2, 8 for the paper's"),
-    Field("--mbstd-group", "network.mbstd_group", "Group of the minibatch standard deviation.", int,
-          "Network (only with --resume none)", "auto: 4"),
+    Field(
+        "--map-depth",
+        "network.map_depth",
+        "Layers of the mapping network.",
+        int,
+        "Network (only with --resume none)",
+        "auto: 2, 8 for the paper's",
+    ),
+    Field(
+        "--mbstd-group",
+        "network.mbstd_group",
+        "Group of the minibatch standard deviation.",
+        int,
+        "Network (only with --resume none)",
+        "auto: 4",
+    ),
     Field("--seed", "runtime.seed", "Seed of every random stream.", int, "Machine"),
     Field("--device", "runtime.device", "auto, cpu, cuda or cuda:N.", str, "Machine"),
     Field("--threads", "runtime.threads", "CPU threads.", int, "Machine", "all"),
-    Field("--fp32", "runtime.fp32", "No float16 on a GPU: slower, more exact. A CPU always runs float32.", bool, "Machine"),
+    Field(
+        "--fp32", "runtime.fp32", "No float16 on a GPU: slower, more exact. A CPU always runs float32.", bool, "Machine"
+    ),
     Field("--allow-tf32", "runtime.tf32", "TF32 on a GPU: faster, less exact.", bool, "Machine"),
     Field("--nobench", "runtime.nobench", "Switch cuDNN's benchmarking off.", bool, "Machine"),
     Field("--desc", "runtime.desc", "Text at the end of the run folder's name.", str, "Machine", "unset"),
@@ -94,12 +204,30 @@ SCRATCH_ONLY = "Network (only with --resume none)"
 
 @click.command("finetune", cls=GroupedCommand)
 @field_options(FIELDS, FinetuneConfig())
-@click.option("--config", "config_file", type=click.Path(dir_okay=False), cls=GroupedOption, group="Other",
-              help="Read settings from a JSON or YAML file, as --dry-run prints them; options given beside it win.")
-@click.option("-n", "--dry-run", is_flag=True, cls=GroupedOption, group="Other",
-              help="Print the resolved configuration as JSON and stop; nothing is written.")
-@click.option("--grid", "grid_size", default=None, cls=GroupedOption, group="Other",
-              help="Columns x rows of the image grids, e.g. 12x6. [default: as many as fit 7680x4320]")
+@click.option(
+    "--config",
+    "config_file",
+    type=click.Path(dir_okay=False),
+    cls=GroupedOption,
+    group="Other",
+    help="Read settings from a JSON or YAML file, as --dry-run prints them; options given beside it win.",
+)
+@click.option(
+    "-n",
+    "--dry-run",
+    is_flag=True,
+    cls=GroupedOption,
+    group="Other",
+    help="Print the resolved configuration as JSON and stop; nothing is written.",
+)
+@click.option(
+    "--grid",
+    "grid_size",
+    default=None,
+    cls=GroupedOption,
+    group="Other",
+    help="Columns x rows of the image grids, e.g. 12x6. [default: as many as fit 7680x4320]",
+)
 def command(config_file: str | None, dry_run: bool, grid_size: str | None, **values: Any) -> None:
     """Fine-tune a network pickle on your images, or train from scratch with --resume none.
 
@@ -110,10 +238,13 @@ def command(config_file: str | None, dry_run: bool, grid_size: str | None, **val
     config = read_config(config_file) if config_file else FinetuneConfig()
     for name in ("opt_optim__g_reg_interval", "opt_optim__d_reg_interval"):
         if values[name] is not None and (values[name] < -1 or values[name] == 0):
-            raise click.UsageError(f"--{name[11:].replace('_', '-')} {values[name]} is below 1", click.get_current_context())
+            raise click.UsageError(
+                f"--{name[11:].replace('_', '-')} {values[name]} is below 1", click.get_current_context()
+            )
     config = apply_fields(config, FIELDS, values)
-    config = config.replace(**{
-        f"optim__{name}": None for name in ("g_reg_interval", "d_reg_interval") if getattr(config.optim, name) == -1})
+    config = config.replace(
+        **{f"optim__{name}": None for name in ("g_reg_interval", "d_reg_interval") if getattr(config.optim, name) == -1}
+    )
     check_usage(config, dry_run, values)
     size = parse_grid(grid_size)
     from stylegan_rooted import finetune
@@ -130,7 +261,9 @@ def command(config_file: str | None, dry_run: bool, grid_size: str | None, **val
         bar = TrainingBar(length)
         return bar
 
-    finetune.run(config, say=lambda text: bar.say(text) if bar else say(text), progress_bar=progress_bar, grid_size=size)
+    finetune.run(
+        config, say=lambda text: bar.say(text) if bar else say(text), progress_bar=progress_bar, grid_size=size
+    )
 
 
 def check_usage(config: FinetuneConfig, dry_run: bool, values: dict[str, Any]) -> None:
@@ -140,13 +273,20 @@ def check_usage(config: FinetuneConfig, dry_run: bool, values: dict[str, Any]) -
         raise click.UsageError("missing option --data: a folder or zip of images", ctx)
     if not config.runtime.outdir and not dry_run:
         raise click.UsageError("missing option --outdir: where the run folder is made", ctx)
-    if config.resume == FinetuneConfig().resume and values["opt_resume"] is None and values["opt_network__resolution"] is None \
-            and values["opt_cfg"] is None and "config_file" not in ctx.params:
+    if (
+        config.resume == FinetuneConfig().resume
+        and values["opt_resume"] is None
+        and values["opt_network__resolution"] is None
+        and values["opt_cfg"] is None
+        and "config_file" not in ctx.params
+    ):
         raise click.UsageError("missing option --resume: a network pickle, or none to train from scratch", ctx)
     if config.resume not in ("none", "noresume"):
         for f in FIELDS:
             if f.group == SCRATCH_ONLY and values[f.parameter] is not None:
-                raise click.UsageError(f"{f.flag} is for --resume none: with a checkpoint the architecture comes from it", ctx)
+                raise click.UsageError(
+                    f"{f.flag} is for --resume none: with a checkpoint the architecture comes from it", ctx
+                )
 
 
 def read_config(path: str) -> FinetuneConfig:
@@ -157,7 +297,9 @@ def read_config(path: str) -> FinetuneConfig:
             try:
                 import yaml
             except ImportError:
-                raise ValueError(f"--config {path}: YAML needs the package pyyaml (pip install pyyaml), or use JSON") from None
+                raise ValueError(
+                    f"--config {path}: YAML needs the package pyyaml (pip install pyyaml), or use JSON"
+                ) from None
             try:
                 values = yaml.safe_load(text)
             except yaml.YAMLError as e:

@@ -57,8 +57,9 @@ def field_options(fields: list[Field], defaults: Any) -> Callable:
             default = get_field(defaults, f.target)
             shown = f.auto if default is None and f.auto else default_text(default)
             help_text = f"{f.help} [default: {shown}]" if shown != "" else f.help
-            function = click.option(f.flag, f.parameter, type=f.type, default=None, help=help_text, cls=GroupedOption,
-                                    group=f.group)(function)
+            function = click.option(
+                f.flag, f.parameter, type=f.type, default=None, help=help_text, cls=GroupedOption, group=f.group
+            )(function)
         return function
 
     return decorate
@@ -182,8 +183,10 @@ class TrainingBar:
         eta = clock((self.length - self.done) / rate) if self.done and share < 1 else clock(now - self.start)
         word = "ETA" if share < 1 else "in"
         filled = int(share * 30)
-        sys.stderr.write(f"\r\x1b[K{self.label} [{'#' * filled}{'-' * (30 - filled)}] {share:6.1%}  "
-                         f"{self.done / 1000:.2f}/{self.length / 1000:.2f} kimg  {rate:.1f} img/s  {word} {clock_text(eta)}")
+        sys.stderr.write(
+            f"\r\x1b[K{self.label} [{'#' * filled}{'-' * (30 - filled)}] {share:6.1%}  "
+            f"{self.done / 1000:.2f}/{self.length / 1000:.2f} kimg  {rate:.1f} img/s  {word} {clock_text(eta)}"
+        )
         sys.stderr.flush()
 
 
