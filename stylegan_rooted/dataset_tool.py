@@ -221,6 +221,10 @@ def _atomic_zip(dest: str) -> Iterator[zipfile.ZipFile]:
         with zipfile.ZipFile(tmp, "w", zipfile.ZIP_STORED) as archive:
             yield archive
         os.replace(tmp, dest)
+    except OSError as err:
+        if err.filename == tmp:
+            err.filename = dest  # the name that the user knows
+        raise
     finally:
         if os.path.exists(tmp):
             os.unlink(tmp)

@@ -120,11 +120,12 @@ def test_no_write_permission(run, tmp_path, source):
 
 
 def test_permission_errors_are_one_line(run, tmp_path, source, monkeypatch):
-    def refuse(*args, **kwargs):
-        raise PermissionError(13, "Permission denied", str(tmp_path / "a.zip"))
+    def refuse(tmp, dest):
+        raise PermissionError(13, "Permission denied", tmp)
 
-    monkeypatch.setattr("stylegan_rooted.dataset_tool.os.makedirs", refuse)
-    assert "a.zip: Permission denied" in one_line(run("build", source, tmp_path / "a.zip", "--resolution", 16), 1)
+    monkeypatch.setattr("stylegan_rooted.dataset_tool.os.replace", refuse)
+    message = one_line(run("build", source, tmp_path / "a.zip", "--resolution", 16), 1)
+    assert message == f"Error: {tmp_path / 'a.zip'}: Permission denied\n" and os.listdir(tmp_path) == ["src"]
 
 
 def test_help_is_quick():
