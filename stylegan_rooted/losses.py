@@ -182,6 +182,10 @@ class LogisticLoss:
         """Loss of one of `PARTS` minus its floor; here the floor is 0."""
         return getattr(self, _known_part(part))(logits)
 
+    def drain(self) -> dict[str, float]:
+        """No figures of its own: the slope of the logistic loss never exceeds 1."""
+        return {}
+
     def __repr__(self) -> str:
         return "LogisticLoss()"
 

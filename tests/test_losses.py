@@ -380,6 +380,7 @@ def test_advance_moves_k_and_the_floors():
     loss.advance(5000)
     assert loss.k == 32
     LogisticLoss().advance(500)
+    assert LogisticLoss().drain() == {}
 
 
 @given(start=roots, end=roots, kimg=st.floats(0.01, 100), t=st.floats(0, 2))
