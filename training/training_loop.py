@@ -231,6 +231,8 @@ def finish_tick(run: Run) -> tuple[dict[str, Scalar], str]:
         "Resources/peak_gpu_mem_gb": gpu_gib,
     }.items():
         run.stats.report(name, float(value))
+    for name, value in run.adversarial.drain().items():
+        run.stats.report(name, value)
     scalars = run.stats.collect()
     status = " ".join(
         [
