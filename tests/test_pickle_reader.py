@@ -226,13 +226,11 @@ def test_bombs_end_quickly_in_little_memory() -> None:
         "    else: assert document.root is None or document.damage, name\n"
         "    del document\n"
         "    seconds = time.process_time() - start\n"
-        "    print(name, seconds)\n"
         "    assert seconds < 10, (name, seconds)\n"
     )
     result = subprocess.run(
         [sys.executable, "-c", program], input=pickle.dumps(BOMBS), cwd=ROOT, capture_output=True, timeout=100
     )
-    print(result.stdout.decode())
     assert result.returncode == 0, result.stderr.decode()[-2000:]
 
 
@@ -274,10 +272,11 @@ def test_damaged_zip() -> None:
 OPCODES = [op.code.encode("latin-1") for op in pickletools.opcodes]
 FRAGMENTS = [short("x"), named("collections", "OrderedDict"), named("numpy", "dtype"), named("os", "system"), b"K\x05",
              named("torch._utils", "_rebuild_tensor_v2"), named("torch.storage", "_load_from_bytes"), b"C\x04abcd",
-             named("torch_utils.persistence", "_reconstruct_persistent_obj"), named("dnnlib.util", "EasyDict")]  # fmt: skip
+             named("torch_utils.persistence", "_reconstruct_persistent_obj"),
+             named("dnnlib.util", "EasyDict")]  # fmt: skip
 
 
-@settings(max_examples=400, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=400, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
 @given(st.lists(st.sampled_from(OPCODES) | st.sampled_from(FRAGMENTS) | st.binary(max_size=3), max_size=60))
 def test_any_bytes_are_surveyed(parts: list[bytes]) -> None:
     data = b"\x80\x04" + b"".join(parts) + b"."

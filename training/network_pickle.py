@@ -309,8 +309,8 @@ def build(cls: type, settings: dict, tensors: dict[str, TensorRecord], what: str
     blobs = [(record.storage.blob, record.storage.numel) for record in tensors.values()]
     stored = {(id(blob.data), blob.start): numel for blob, numel in blobs if blob is not None}
     shown = sum(record.numel for record in tensors.values())
-    if shown > sum(stored.values()):
-        raise PickleError(f"{what}: its tensors show more numbers than the file stores; damaged or hostile")
+    if shown > 2 * sum(stored.values()):
+        raise PickleError(f"{what}: its tensors show far more numbers than the file stores; damaged or hostile")
     try:
         with _MemoryBudget(2 * shown + 4096):
             module = cls(**settings)
