@@ -63,7 +63,7 @@ class AdaController:
         """Add signs of D's logits on augmented reals, any shape; stays on their device, no synchronisation."""
         signs = signs.detach().flatten().to(torch.float64)
         sums = torch.stack([signs.sum(), torch.full([], signs.numel(), dtype=torch.float64, device=signs.device)])
-        self._sums = sums if self._sums is None else self._sums + sums
+        self._sums = sums if self._sums is None else self._sums.to(sums.device) + sums
 
     def update(self, batch_size: int, step: int) -> float:
         """Return p for the next iteration; changes it when `step` is a multiple of the interval.
