@@ -16,7 +16,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from torch_utils import pickle_reader
+from torch_utils import persistence, pickle_reader
 from torch_utils.pickle_reader import ObjectRecord, PickleError, TensorRecord, plain, read, survey
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -125,6 +125,46 @@ def test_tensor_geometry_is_checked_against_the_storage(geometry: tuple, fits: b
             pickle_reader.check_tensor(24, *geometry)
 
 
+class Crafted:
+    """Pickles as a call of an allowed function with arguments of our choice."""
+
+    def __init__(self, function, *arguments) -> None:
+        self.call = (function, arguments)
+
+    def __reduce__(self) -> tuple:
+        return self.call
+
+
+@pytest.mark.filterwarnings("ignore:TypedStorage is deprecated")
+def test_crafted_tensors_are_refused() -> None:
+    rebuild, parameter = torch._utils._rebuild_tensor_v2, torch._utils._rebuild_parameter
+    storage = torch.ones(4).storage()
+
+    def tensor(*geometry) -> Crafted:
+        return Crafted(rebuild, storage, *geometry, False, OrderedDict())
+
+    assert read(pickle.dumps(tensor(0, (2, 2), (2, 1)))).root.tensor().tolist() == [[1, 1], [1, 1]]
+    for crafted in (
+        tensor(0, (10**10,), (0,)),  # 40 GB from four numbers
+        tensor(1, (4,), (1,)),
+        Crafted(rebuild, torch.storage._load_from_bytes, 0, (1,), (1,), False, OrderedDict()),
+        Crafted(rebuild, [1.0], 0, (1,), (1,), False, OrderedDict()),
+        Crafted(rebuild, storage),
+        Crafted(parameter, storage, False, OrderedDict()),
+        Crafted(torch.storage._load_from_bytes, "text"),
+        Crafted(torch.storage._load_from_bytes, b""),
+        Crafted(torch.storage._load_from_bytes, pickle.dumps(OrderedDict(), 2)),
+        Crafted(OrderedDict, [1, 2]),
+        Crafted(OrderedDict, 3),
+        Crafted(persistence._reconstruct_persistent_obj, [1]),
+        Crafted(np.dtype, "O" * 9),
+        Crafted(np.dtype, 8),
+    ):
+        with pytest.raises(PickleError) as refusal:
+            read(pickle.dumps(crafted, protocol=4))
+        assert "hostile" in str(refusal.value) or "refused" in str(refusal.value) or "bytes" in str(refusal.value)
+
+
 def test_storage_that_lies_about_its_length() -> None:
     data = pickle.dumps(torch.ones(6), protocol=4)
     length = struct.pack("<q", 6) + struct.pack("<6f", *[1] * 6)
@@ -135,7 +175,6 @@ def test_storage_that_lies_about_its_length() -> None:
             read(changed)
 
 
-ENDLESS = b"\x80\x04" + b"]" * 50
 REFUSED = {
     "extension": (b"\x80\x02\x82\x01.", "extension code"),
     "persistent id": (b"\x80\x02K\x01Q.", "persistent id"),
