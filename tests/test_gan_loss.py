@@ -14,8 +14,8 @@ from training.networks import Discriminator, Generator
 
 SMALL_RUNS = ["logistic/Gmain", "logistic/Greg", "logistic/Gboth", "logistic/Dmain", "logistic/Dreg", "logistic/Dboth",
               "rooted_k1/Gmain", "rooted_k2/Gmain", "rooted_k2/Dmain", "rooted_k3/Gmain", "rooted_k8/Dmain"]
-GRADIENT_BOUND = 1e-4
-REPORT_BOUND = 1e-5
+GRADIENT_BOUND = 2e-5
+REPORT_BOUND = 5e-6
 
 
 class Goldens:
