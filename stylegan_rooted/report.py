@@ -301,7 +301,7 @@ def crop_grid(path: Path, resolution: int, size: tuple[int, int]) -> tuple[np.nd
     Raises:
         ValueError: Not an image, or not a grid of that resolution.
     """
-    array = images.from_pil(images.to_grey_or_rgb(images.open_image(path)))
+    array = images.from_pil(images.to_grey_or_rgb(images.open_image(path.read_bytes())))
     channels, height, width = array.shape
     if height % resolution or width % resolution:
         raise ValueError(f"{path.name} is {width}x{height}, no grid of {resolution}x{resolution} images")
@@ -380,10 +380,8 @@ def read_run(path: Path | None) -> RunRecord | None:
             add_metric_row(metrics, row)
     for rows in metrics.values():
         rows.sort(key=lambda r: r.kimg)
-    record = RunRecord(
-        path, options, config, run_dir.read_jsonl(path / "stats.jsonl"), metrics, read_object(path / "environment.json")
-    )
-    return record
+    stats = [row for row in run_dir.read_jsonl(path / "stats.jsonl") if isinstance(row, dict)]
+    return RunRecord(path, options, config, stats, metrics, read_object(path / "environment.json"))
 
 
 def read_object(path: Path) -> dict[str, Any]:

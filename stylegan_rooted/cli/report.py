@@ -19,7 +19,7 @@ from training.config import DETECTORS, MetricConfig
 
 GROUP = "Figures"
 FIELDS = [
-    Field("--num", "num", "Generated images.", int, GROUP),
+    Field("--num", "num", "Generated images.", click.IntRange(min=2), GROUP),
     Field("--metrics", "metrics", "Comma list of fid, kid; or none.", CommaList(), GROUP),
     Field(
         "--detector",
