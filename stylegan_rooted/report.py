@@ -419,11 +419,15 @@ def stage_pictures(run: RunRecord, network: str, resolution: int) -> list[Pictur
     numbered = {int(m[1]): p for p in run.path.glob("fakes*.png") if (m := re.fullmatch(r"fakes(\d+)\.png", p.name))}
     if (match := re.search(r"network-snapshot-(\d+)\.pkl$", network)) and int(match[1]) in numbered:
         numbered = {kimg: p for kimg, p in numbered.items() if kimg <= int(match[1])}
-    kimgs = sorted(kimg for kimg in numbered if kimg)  # 0 is the step after fakes_init.png
+    # The grid of 0 kimg is a step after fakes_init.png, unless the whole run is shorter than 1 kimg.
+    kimgs = sorted(kimg for kimg in numbered if kimg) or sorted(numbered)
     during = spaced(kimgs[:-1], kimgs[-1] if kimgs else 0)
     files = [("Start", "fakes_init.png, 0 kimg", run.path / "fakes_init.png")]
     files += [(f"After {kimg} kimg", numbered[kimg].name, numbered[kimg]) for kimg in during]
-    files += [(f"After {kimg} kimg", f"{numbered[kimg].name}, the last", numbered[kimg]) for kimg in kimgs[-1:]]
+    files += [
+        (f"After {kimg or 'less than 1'} kimg", f"{numbered[kimg].name}, the last", numbered[kimg])
+        for kimg in kimgs[-1:]
+    ]
     pictures = []
     for title, note, path in files:
         with contextlib.suppress(ValueError, OSError):  # a grid that is missing or broken is no reason for no report

@@ -359,6 +359,15 @@ def test_grids_are_cropped_to_whole_images(run_folder: Path, tmp_path: Path) -> 
         (run_folder / "fakes000003.png").unlink()
 
 
+def test_a_run_shorter_than_1_kimg_still_has_a_last_grid(run_folder: Path, tmp_path: Path) -> None:
+    for name in ("training_options.json", "stats.jsonl", "fakes_init.png", "fakes000000.png"):
+        shutil.copy(run_folder / name, tmp_path / name)
+    run = report.read_run(tmp_path)
+    assert run is not None
+    titles = [p.title for p in report.stage_pictures(run, "network-snapshot-000000.pkl", R)]
+    assert titles == ["Start", "After less than 1 kimg"]
+
+
 def test_stages_are_spread_over_the_run() -> None:
     assert report.spaced(range(1, 100), 100) == [20, 40, 60, 80]
     assert report.spaced([1, 2, 3], 4) == [1, 2, 3]
