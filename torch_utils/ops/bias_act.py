@@ -1,6 +1,7 @@
 """Bias, activation, gain and clamp in one call. Knows the activation table; knows nothing of layers."""
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -75,18 +76,56 @@ def bias_act(
         raise ValueError(f"clamp is {clamp}, wanted a number >= 0, or None for no limit")
     if b is not None and (not -x.ndim <= dim < x.ndim or b.ndim != 1 or b.shape[0] != x.shape[dim]):
         raise ValueError(f"bias {tuple(b.shape)} does not fit axis {dim} of x {tuple(x.shape)}; wanted one value each")
-    custom_ops.fast_paths(impl)
     spec = activation_funcs[act]
     alpha = float(spec.def_alpha if alpha is None else alpha)
     gain = float(spec.def_gain if gain is None else gain)
-
     if b is not None:
         shape = [1] * x.ndim
         shape[dim] = -1
-        x = x + b.reshape(shape)
-    x = spec.func(x, alpha=alpha)
-    if gain != 1:
-        x = x * gain
-    if clamp is not None:
-        x = x.clamp(-float(clamp), float(clamp))
-    return x
+        b = b.reshape(shape)
+
+    slope = {"relu": 0.0, "lrelu": alpha}.get(act, -1.0)
+    if custom_ops.fast_paths(impl) and slope >= 0 and gain > 0 and x.dtype in (torch.float32, torch.float64):
+        x = _Rectify.apply(x, x.new_zeros([]) if b is None else b, slope, gain)
+    else:
+        x = spec.func(x if b is None else x + b, alpha=alpha)
+        x = x * gain if gain != 1 else x
+    return x if clamp is None else x.clamp(-float(clamp), float(clamp))
+
+
+class _Rectify(torch.autograd.Function):
+    """gain * leaky_relu(x + b) in two passes over memory and one allocation; gain > 0, slope >= 0.
+
+    leaky_relu is positively homogeneous, so the gain can go first; the sign of the result tells the sign of the input,
+    so only the result is kept for the gradient.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, b: torch.Tensor, slope: float, gain: float) -> torch.Tensor:
+        y = torch.empty_like(x)
+        torch.add(b * gain, x, alpha=gain, out=y)
+        F.leaky_relu_(y, slope)
+        ctx.save_for_backward(y)
+        ctx.slope, ctx.gain, ctx.bias_shape = slope, gain, b.shape
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, dy: torch.Tensor) -> tuple:  # type: ignore[override]
+        (y,) = ctx.saved_tensors
+        dx = _RectifyGrad.apply(dy, y.detach(), ctx.slope, ctx.gain)
+        db = dx.sum_to_size(ctx.bias_shape) if ctx.needs_input_grad[1] else None
+        return dx if ctx.needs_input_grad[0] else None, db, None, None
+
+
+class _RectifyGrad(torch.autograd.Function):
+    """dy times the slope of `_Rectify` where its result is y. Linear in dy, so it is its own derivative; none wrt y."""
+
+    @staticmethod
+    def forward(ctx: Any, dy: torch.Tensor, y: torch.Tensor, slope: float, gain: float) -> torch.Tensor:
+        ctx.save_for_backward(y)
+        ctx.slope, ctx.gain = slope, gain
+        return torch.ops.aten.leaky_relu_backward(dy, y, slope, True).mul_(gain)
+
+    @staticmethod
+    def backward(ctx: Any, ddx: torch.Tensor) -> tuple:  # type: ignore[override]
+        return _RectifyGrad.apply(ddx, *ctx.saved_tensors, ctx.slope, ctx.gain), None, None, None
