@@ -168,7 +168,7 @@ def find_inception(detector: str | Path | None = None, *, allow_download: bool =
     if not path.is_file():
         raise MetricUnavailable(
             f"FID and KID need the Inception weights: fetch {INCEPTION_URL} and put it at {path}, "
-            "or name the file with --detector FILE"
+            "or name the file with --detector-file FILE"
         )
     return path
 
@@ -236,7 +236,7 @@ def _download_inception(path: Path) -> None:
             os.replace(fetch(fpath=folder), path)
     except OSError as error:
         raise MetricUnavailable(
-            f"could not fetch {INCEPTION_URL} ({error}); put the file at {path} or name it with --detector FILE"
+            f"could not fetch {INCEPTION_URL} ({error}); put the file at {path} or name it with --detector-file FILE"
         ) from error
 
 

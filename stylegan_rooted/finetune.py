@@ -64,7 +64,7 @@ def run(
     training_run = build_run(plan, path, grid_size)
     write_start(training_run, plan)
     hooks = RunHooks(training_run, say, progress_bar)
-    with hooks, catch_signals(hooks):
+    with flushed_denormals(), hooks, catch_signals(hooks):
         train(training_run, hooks)
     say(f"Done: {path}")
     return path
@@ -183,8 +183,16 @@ def configure_torch(config: FinetuneConfig, device: torch.device) -> None:
         torch.backends.cudnn.benchmark = not config.runtime.nobench
         torch.backends.cuda.matmul.allow_tf32 = config.runtime.tf32
         torch.backends.cudnn.allow_tf32 = config.runtime.tf32
-    else:
-        torch.set_flush_denormal(True)
+
+
+@contextmanager
+def flushed_denormals() -> Iterator[None]:
+    """Numbers too small to be normal count as zero inside: they slow a CPU down and carry nothing."""
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(False)
 
 
 def loss_options(config: FinetuneConfig) -> dict[str, Any]:
