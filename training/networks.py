@@ -611,7 +611,7 @@ class SynthesisBlock(torch.nn.Module):
 
         if self.in_channels == 0:
             x = self.const.to(dtype=dtype).unsqueeze(0).repeat([ws.shape[0], 1, 1, 1])
-            x = x.contiguous(memory_format=memory_format)
+            x = x.to(memory_format=memory_format)
             x = self.conv1(x, latents[0], **layer_kwargs)
         else:
             assert x is not None
@@ -1101,8 +1101,11 @@ def _initial_kernel(out_channels: int, in_channels: int, kernel_size: int, chann
 def _block_format(block: torch.nn.Module, force_fp32: bool) -> "tuple[torch.dtype, torch.memory_format]":
     """What a block computes in: dtype and memory format of its activations."""
     dtype = torch.float16 if block.use_fp16 and not force_fp32 else torch.float32
-    channels_last = block.channels_last and not force_fp32
-    return dtype, torch.channels_last if channels_last else torch.contiguous_format
+    if block.channels_last and not force_fp32:
+        return dtype, torch.channels_last
+    # On a CPU the convolutions choose the layout; converting it back between blocks would only cost time.
+    on_cpu = block.resample_filter.device.type == "cpu"
+    return dtype, torch.preserve_format if on_cpu else torch.contiguous_format
 
 
 def _num_channels(resolution: int, channel_base: int, channel_max: int) -> int:

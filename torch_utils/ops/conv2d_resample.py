@@ -45,6 +45,10 @@ def conv2d_resample(
     px0, px1, py0, py1 = _checked(x, w, up, down, padding, groups)
     if not custom_ops.fast_paths():
         return conv2d_resample_ref(x, w, f, up, down, padding, groups, flip_weight, flip_filter)
+    # On a CPU convolutions are up to three times faster on channels-last images; what comes out is channels-last, too,
+    # so in a network only the first layer pays for the conversion. Grouped ones (fused modulation) gain nothing.
+    if x.device.type == "cpu" and groups == 1:
+        x = x.contiguous(memory_format=torch.channels_last)
     kh, kw = w.shape[2:]
     if up > 1:
         ux0, ux1, uy0, uy1 = upfirdn2d.upsample_padding(f, up)
