@@ -4,7 +4,10 @@ import os
 import sys
 from pathlib import Path
 
-import pytest
+# One thread, also in child processes: repeatable sums, and no waiting for a core that another process holds.
+os.environ["OMP_NUM_THREADS"] = "1"
+
+import pytest  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(Path(__file__).resolve().parent))

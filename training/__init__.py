@@ -1,1 +1,1 @@
-"""Training of StyleGAN2-ADA networks: networks, augmentation, data, loss, loop. Knows nothing of metrics or commands."""
+"""Training of StyleGAN2-ADA networks: networks, augmentation, data, loss, loop. Knows nothing of metrics."""
