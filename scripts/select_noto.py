@@ -26,9 +26,6 @@ SUBCATEGORIES = {
     "monkey-face",
     "heart",
     "person",
-    "person-role",
-    "person-gesture",
-    "person-fantasy",
 }
 
 
