@@ -179,6 +179,8 @@ def configure_torch(config: FinetuneConfig, device: torch.device) -> None:
     """Threads and cuDNN modes of this process."""
     if config.runtime.threads:
         torch.set_num_threads(config.runtime.threads)
+    if device.type == "cpu":
+        misc.keep_freed_memory()
     if device.type == "cuda":
         torch.backends.cudnn.benchmark = not config.runtime.nobench
         torch.backends.cuda.matmul.allow_tf32 = config.runtime.tf32
