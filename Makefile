@@ -1,7 +1,7 @@
 # make demo   fine-tune the embedded network on emoji, with a report      make test    the test suite
 # make check  ruff and mypy       make bench   benchmarks       make venv    only the environment
 SHELL := /bin/bash
-ROOT := $(shell f='$(MAKEFILE_LIST)'; cd "$$(dirname "$${f\# }")" && pwd)
+ROOT := $(shell cd "$$(dirname "$$(echo '$(MAKEFILE_LIST)' | sed 's/^ *//')")" && pwd)
 PYTHON ?= python3
 BIN := $(ROOT)/.venv/bin
 
