@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -178,24 +179,23 @@ class TrainingBar:
         if not self.visible or (not force and now - self.drawn < 0.1):
             return
         self.drawn = now
-        share = min(self.done / self.length, 1.0)
+        done = min(self.done, self.length)
+        share = done / self.length
         rate = self.done / max(now - self.start, 1e-6)
-        eta = clock((self.length - self.done) / rate) if self.done and share < 1 else clock(now - self.start)
-        word = "ETA" if share < 1 else "in"
-        filled = int(share * 30)
-        sys.stderr.write(
-            f"\r\x1b[K{self.label} [{'#' * filled}{'-' * (30 - filled)}] {share:6.1%}  "
-            f"{self.done / 1000:.2f}/{self.length / 1000:.2f} kimg  {rate:.1f} img/s  {word} {clock_text(eta)}"
-        )
+        if not done:
+            left = "ETA --:--"
+        elif share < 1:
+            left = f"ETA {clock_text((self.length - done) / rate)}"
+        else:
+            left = f"in {clock_text(now - self.start)}"
+        text = f"{share:4.0%}  {done / 1000:.2f}/{self.length / 1000:.2f} kimg  {rate:.1f} img/s  {left}"
+        width = max(min(30, shutil.get_terminal_size().columns - len(self.label) - len(text) - 6), 0)
+        filled = int(share * width)
+        sys.stderr.write(f"\r\x1b[K{self.label} [{'#' * filled}{'-' * (width - filled)}] {text}")
         sys.stderr.flush()
 
 
-def clock(seconds: float) -> int:
-    """Whole seconds, never negative."""
-    return max(int(seconds), 0)
-
-
-def clock_text(seconds: int) -> str:
+def clock_text(seconds: float) -> str:
     """h:mm:ss or mm:ss."""
-    hours, rest = divmod(seconds, 3600)
+    hours, rest = divmod(max(int(seconds), 0), 3600)
     return f"{hours}:{rest // 60:02d}:{rest % 60:02d}" if hours else f"{rest // 60:02d}:{rest % 60:02d}"
