@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,6 @@ def run(
     *,
     say: Say,
     progress_bar: Callable[..., Any] | None = None,
-    grid_size: tuple[int, int] | None = None,
 ) -> Path:
     """Fine-tune as `config` says; returns the run directory.
 
@@ -45,7 +44,6 @@ def run(
         config: Options; every None is resolved here from checkpoint and data.
         say: Receives lines for people.
         progress_bar: Context-manager factory `progress_bar(length)` with `.update(n)`; None shows none.
-        grid_size: (columns, rows) of the image grids; None: the family's 8K grid.
 
     Raises:
         ValueError, OSError: Something the user can mend; nothing has been written then.
@@ -61,7 +59,7 @@ def run(
         if plan.device.type == "cpu"
         else f"Device: {plan.device} ({torch.cuda.get_device_name(plan.device)})"
     )
-    training_run = build_run(plan, path, grid_size)
+    training_run = build_run(plan, path)
     write_start(training_run, plan)
     hooks = RunHooks(training_run, say, progress_bar)
     with flushed_denormals(), hooks, catch_signals(hooks):
@@ -147,8 +145,6 @@ def prepare(config: FinetuneConfig) -> Plan:
         mbstd = getattr(checkpoint.D.b4, "mbstd", None)
         facts = presets.Checkpoint(resolution=dataset.resolution, mbstd_group=mbstd.group_size if mbstd else None)
     config = presets.resolve(config, resolution=dataset.resolution, checkpoint=facts, device=device.type)
-    if not checkpoint and device.type != "cpu" and not config.runtime.fp32:
-        config = replace(config, network=replace(config.network, num_fp16_res=4))
     return Plan(config=config, device=device, dataset=dataset, checkpoint=checkpoint)
 
 
@@ -298,7 +294,7 @@ def build_augmentation(config: AugmentConfig, device: torch.device) -> tuple[Aug
     )
 
 
-def build_run(plan: Plan, path: Path, grid_size: tuple[int, int] | None) -> Run:
+def build_run(plan: Plan, path: Path) -> Run:
     """Assemble networks, loss, phases and data into a `Run`."""
     config, dataset, device = plan.config, plan.dataset, plan.device
     G, D, G_ema = build_networks(plan)
@@ -348,7 +344,7 @@ def build_run(plan: Plan, path: Path, grid_size: tuple[int, int] | None) -> Run:
             g_reg_interval=config.optim.g_reg_interval,
             d_reg_interval=config.optim.d_reg_interval,
         ),
-        grid=fixed_grid(dataset, G.z_dim, config.runtime.seed, grid_size),
+        grid=fixed_grid(dataset, G.z_dim, config.runtime.seed, config.runtime.grid),
         progress=Progress(total_nimg=round(config.schedule.kimg * 1000), tick_nimg=round(config.schedule.tick * 1000)),
         training_set_kwargs=training_set_kwargs(config, dataset),
     )

@@ -74,7 +74,7 @@ def tiny(pictures: Path, outdir: Path, **changes) -> FinetuneConfig:
         optim=OptimConfig(batch=4, g_reg_interval=2, d_reg_interval=2),
         schedule=ScheduleConfig(kimg=0.016, tick=0.008, snap=1),
         metric=MetricConfig(metrics=("none",)),
-        runtime=RuntimeConfig(outdir=str(outdir), device="cpu"),
+        runtime=RuntimeConfig(outdir=str(outdir), device="cpu", grid=(2, 2)),
     )
     return config.replace(**changes)
 
@@ -184,11 +184,11 @@ def test_a_run_leaves_exactly_these_files_and_can_be_resumed(pictures, tmp_path,
 
 
 def test_runs_are_deterministic_and_metrics_disturb_nothing(pictures, tmp_path) -> None:
-    plain = finetune.run(tiny(pictures, tmp_path), say=quiet, grid_size=(2, 2))
-    measured = finetune.run(tiny(pictures, tmp_path, metric=MetricConfig(num=6)), say=quiet, grid_size=(2, 2))
+    plain = finetune.run(tiny(pictures, tmp_path), say=quiet)
+    measured = finetune.run(tiny(pictures, tmp_path, metric=MetricConfig(num=6)), say=quiet)
     a, b = weights(plain / "network-snapshot-000000.pkl"), weights(measured / "network-snapshot-000000.pkl")
     assert all(torch.equal(a[key], b[key]) for key in a)
-    other = finetune.run(tiny(pictures, tmp_path, runtime__seed=1), say=quiet, grid_size=(2, 2))
+    other = finetune.run(tiny(pictures, tmp_path, runtime__seed=1), say=quiet)
     c = weights(other / "network-snapshot-000000.pkl")
     assert not all(torch.equal(a[key], c[key]) for key in a)
 
@@ -200,7 +200,7 @@ def test_chunks_of_a_batch_are_averaged(pictures, tmp_path) -> None:
         config = tiny(
             pictures, tmp_path, optim__batch_gpu=batch_gpu, network__mbstd_group=1, augment=AugmentConfig(aug="noaug")
         )
-        run = finetune.build_run(finetune.prepare(config), tmp_path, (2, 2))
+        run = finetune.build_run(finetune.prepare(config), tmp_path)
         real, labels = next(run.batches)
         assert run.phases[3].name == "Dreg"
         training_loop.step_phase(run, run.phases[3], real.float() / 127.5 - 1, labels)
@@ -209,7 +209,7 @@ def test_chunks_of_a_batch_are_averaged(pictures, tmp_path) -> None:
 
 
 def test_conditional_training(pictures, tmp_path) -> None:
-    path = finetune.run(tiny(pictures, tmp_path, data__cond=True), say=quiet, grid_size=(2, 2))
+    path = finetune.run(tiny(pictures, tmp_path, data__cond=True), say=quiet)
     networks = network_pickle.load(path / "network-snapshot-000000.pkl")
     assert networks.G_ema.c_dim == 2 and networks.training_set_kwargs["use_labels"] is True
 
@@ -223,7 +223,7 @@ def test_interrupt_ends_with_a_snapshot(pictures, tmp_path) -> None:
             os.kill(os.getpid(), signal.SIGINT)
 
     config = tiny(pictures, tmp_path, schedule=ScheduleConfig(kimg=100, tick=50, snap=50))
-    path = finetune.run(config, say=interrupt, grid_size=(2, 2))
+    path = finetune.run(config, say=interrupt)
     rows = run_dir.read_jsonl(path / "stats.jsonl")
     assert rows[-1]["Progress/kimg"]["mean"] < 1 and any("SIGINT" in line for line in said)
     assert weights(path / "network-snapshot-000000.pkl")
@@ -243,7 +243,7 @@ def test_non_finite_gradients_are_counted_left_out_and_fatal_past_the_limit(pict
     monkeypatch.setattr(finetune, "build_run", poisoned)
     said: list[str] = []
     with pytest.raises(TrainingDiverged, match="4 steps had non-finite gradients"):
-        finetune.run(config, say=said.append, grid_size=(2, 2))
+        finetune.run(config, say=said.append)
     (path,) = [p for p in tmp_path.iterdir() if p.is_dir()]
     assert all(torch.isfinite(value).all() for value in weights(path / "network-snapshot-000000.pkl").values())
     assert any("non-finite" in line for line in said)
@@ -262,10 +262,12 @@ def test_dry_run_prints_what_config_reads_back(pictures, tmp_path, capsys) -> No
         "0.5",
         "--g-reg-interval",
         "none",
+        "--grid",
+        "3x2",
     ]
     assert run_cli(*arguments, "--dry-run") == 0
     first = capsys.readouterr().out
-    assert json.loads(first)["optim"]["g_reg_interval"] is None
+    assert json.loads(first)["optim"]["g_reg_interval"] is None and json.loads(first)["runtime"]["grid"] == [3, 2]
     (tmp_path / "c.json").write_text(first)
     assert run_cli("finetune", "--config", tmp_path / "c.json", "--dry-run") == 0
     assert capsys.readouterr().out == first
@@ -295,6 +297,16 @@ def test_dry_run_prints_what_config_reads_back(pictures, tmp_path, capsys) -> No
         (["--subset", "13"], 1, "--subset"),
         (["--config", "missing.json"], 1, "missing.json"),
         (["--nonsense"], 2, "--nonsense"),
+        (["--g-reg-interval", "0"], 2, "--g-reg-interval"),
+        (["--g-reg-interval", "-1"], 2, "--g-reg-interval"),
+        (["--ada-kimg", "0"], 2, "--ada-kimg"),
+        (["--ema-kimg", "-1"], 2, "--ema-kimg"),
+        (["--gamma", "inf"], 2, "--gamma"),
+        (["--zdim", "0"], 2, "--zdim"),
+        (["--seed", "-1"], 2, "--seed"),
+        (["--device", "cuda:x"], 2, "--device"),
+        (["--metrics", ""], 2, "--metrics"),
+        (["--grid", "4"], 2, "--grid"),
     ],
 )
 def test_wrong_use_is_one_line_with_the_right_exit_code(pictures, tmp_path, capsys, arguments, code, wanted) -> None:
@@ -323,7 +335,7 @@ def test_a_missing_detector_does_not_stop_training(pictures, tmp_path) -> None:
     config = tiny(
         pictures, tmp_path, metric=MetricConfig(detector="inception", detector_file=str(tmp_path / "absent.pt"))
     )
-    path = finetune.run(config, say=said.append, grid_size=(2, 2))
+    path = finetune.run(config, say=said.append)
     assert (path / "network-snapshot-000000.pkl").exists()
     assert any(line.startswith("Metrics left out: ") and "absent.pt" in line for line in said)
 

@@ -95,7 +95,7 @@ def apply_fields(config: Any, fields: list[Field], values: dict[str, Any]) -> An
         if value is None:
             continue
         section, _, name = f.target.rpartition(".")
-        sections.setdefault(section, {})[name] = value
+        sections.setdefault(section, {})[name] = None if value is NONE else value
     with usage_errors():
         for section, changes in sections.items():
             part = dataclasses.replace(getattr(config, section), **changes) if section else None
@@ -112,20 +112,34 @@ def usage_errors() -> Iterator[None]:
         raise click.UsageError(str(e), click.get_current_context(silent=True)) from e
 
 
+NONE = object()
+"""What a user's `none` is until `apply_fields` stores it as None; None itself means that the option was not given."""
+
+
 class IntOrNone(click.ParamType):
-    """An integer, or `none`, which the field stores as -1 → None."""
+    """An integer, or `none`."""
 
     name = "INT|none"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        if isinstance(value, int):
-            return value
         if str(value).lower() == "none":
-            return -1
+            return NONE
         try:
             return int(value)
         except ValueError:
             self.fail(f"{value!r} is neither a whole number nor none", param, ctx)
+
+
+class GridSize(click.ParamType):
+    """`12x6` as (columns, rows)."""
+
+    name = "COLSxROWS"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
+        columns, _, rows = str(value).lower().partition("x")
+        if not (columns.isdecimal() and rows.isdecimal() and int(columns) and int(rows)):
+            self.fail(f"{value} is not of the form 12x6", param, ctx)
+        return int(columns), int(rows)
 
 
 class CommaList(click.ParamType):
