@@ -1,8 +1,11 @@
 """Set up a fine-tuning run from its configuration and let `training.training_loop` train it."""
 
 import os
+import re
+import shutil
 import signal
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
@@ -14,6 +17,7 @@ import numpy as np
 import torch
 
 from dnnlib import EasyDict
+from metrics.evaluate import MetricResult
 from stylegan_rooted import evaluation, losses, presets
 from torch_utils import images, misc, seeding
 from training import network_pickle, run_dir
@@ -59,9 +63,13 @@ def run(
         if plan.device.type == "cpu"
         else f"Device: {plan.device} ({torch.cuda.get_device_name(plan.device)})"
     )
-    training_run = build_run(plan, path)
-    write_start(training_run, plan)
-    hooks = RunHooks(training_run, say, progress_bar)
+    try:
+        training_run = build_run(plan, path)
+        write_start(training_run, plan)
+        hooks = RunHooks(training_run, say, progress_bar)
+    except BaseException:
+        shutil.rmtree(path, ignore_errors=True)  # nothing of worth is in it before the first step
+        raise
     with flushed_denormals(), hooks, catch_signals(hooks):
         train(training_run, hooks)
     say(f"Done: {path}")
@@ -152,13 +160,18 @@ def resolve_device(name: str) -> torch.device:
     """`auto` is cuda where there is one.
 
     Raises:
-        ValueError: CUDA asked for and not there.
+        ValueError: No such device here.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name.startswith("cuda") and not torch.cuda.is_available():
+    if not re.fullmatch(r"cpu|cuda(:[0-9]{1,3})?", name):
+        raise ValueError(f"--device {name} is unknown; one of auto, cpu, cuda, cuda:N")
+    device = torch.device(name)
+    if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"--device {name}: this torch ({torch.__version__}) sees no CUDA device; use --device cpu")
-    return torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"--device {name}: there are {torch.cuda.device_count()} CUDA devices, counted from 0")
+    return device
 
 
 def check_outdir(outdir: str) -> None:
@@ -215,7 +228,7 @@ def describe(plan: Plan) -> str:
     config, parts = plan.config, [plan.dataset.name or "data"]
     if config.data.cond:
         parts.append("cond")
-    if config.data.subset:
+    if is_subset(config, plan.dataset):
         parts.append(f"subset{config.data.subset}")
     if config.data.mirror:
         parts.append("mirror")
@@ -228,6 +241,10 @@ def describe(plan: Plan) -> str:
         parts.append(config.augment.aug)
     if config.augment.p is not None:
         parts.append(f"p{config.augment.p:g}")
+    if config.augment.target not in (None, presets.ADA_TARGET):
+        parts.append(f"target{config.augment.target:g}")
+    if config.augment.aug != "noaug" and config.augment.augpipe != AugmentConfig.augpipe:
+        parts.append(config.augment.augpipe)
     parts.append("noresume" if plan.checkpoint is None else "resumecustom")
     if config.optim.freezed:
         parts.append(f"freezed{config.optim.freezed}")
@@ -245,9 +262,10 @@ def build_networks(plan: Plan) -> tuple[torch.nn.Module, torch.nn.Module, torch.
         G_ema = deepcopy(G)
     else:
         G, D, G_ema = plan.checkpoint.G, plan.checkpoint.D, plan.checkpoint.G_ema
-        if config.optim.freezed:
-            kwargs = deepcopy(D.init_kwargs)
-            kwargs.block_kwargs = EasyDict({**kwargs.get("block_kwargs", {}), "freeze_layers": config.optim.freezed})
+        kwargs = deepcopy(D.init_kwargs)
+        block_kwargs = kwargs.get("block_kwargs", {})
+        if block_kwargs.get("freeze_layers", 0) != config.optim.freezed:  # frozen layers of the checkpoint thaw
+            kwargs.block_kwargs = EasyDict({**block_kwargs, "freeze_layers": config.optim.freezed})
             frozen = Discriminator(**kwargs)
             misc.copy_params_and_buffers(D, frozen.requires_grad_(False), require_all=True)
             D = frozen
@@ -368,7 +386,12 @@ def training_set_kwargs(config: FinetuneConfig, dataset: ImageDataset) -> dict[s
         "xflip": config.data.mirror,
         "resolution": dataset.resolution,
     }
-    return {**kwargs, "random_seed": config.runtime.seed} if config.data.subset else kwargs
+    return {**kwargs, "random_seed": config.runtime.seed} if is_subset(config, dataset) else kwargs
+
+
+def is_subset(config: FinetuneConfig, dataset: ImageDataset) -> bool:
+    """Whether images are left out: `--subset` with all of them is none."""
+    return config.data.subset is not None and config.data.subset < dataset.num_source_images
 
 
 def write_start(run: Run, plan: Plan) -> None:
@@ -395,6 +418,7 @@ class RunHooks:
         self.run = run
         self.say = say
         self.stop_requested: str | None = None
+        self.measuring = False
         self._bar_factory = progress_bar or (lambda length: nullcontext())
         self._bar_context: Any = None
         self._bar: Any = None
@@ -432,19 +456,16 @@ class RunHooks:
                 f"Warning: ADA wants more augmentation than --p-max {run.config.augment.p_max}; the discriminator "
                 "overfits: more data, a larger --gamma or an earlier stop may help"
             )
-        if self._events is not None:
-            for name, scalar in scalars.items():
-                self._events.add_scalar(
-                    name, scalar.mean, global_step=progress.cur_nimg // 1000, walltime=progress.tick_end_time
-                )
+        for name, scalar in scalars.items():
+            self._add_event(run, name, scalar.mean)
 
     def on_snapshot(self, run: Run, path: Path) -> None:
         if self._evaluator is None:
             return
         start = time.time()
-        rows, problem = self._evaluator.evaluate(run.G_ema)
+        rows, problem = self._measure(self._evaluator, run)
         if problem:
-            self.say(f"Metrics left out: {problem} (training goes on)")
+            self.say(f"Metrics left out: {problem}" + ("" if run.progress.finished else " (training goes on)"))
         for row in rows:
             record = evaluation.jsonl_record(
                 row, snapshot=path.name, nimg=run.progress.cur_nimg, seconds=time.time() - start
@@ -455,23 +476,47 @@ class RunHooks:
                 + (f" ± {row.spread:.2g}" if row.spread is not None else "")
                 + f"  ({row.num_fake} generated against {row.num_real} real images; {row.extractor})"
             )
-            if self._events is not None:
-                self._events.add_scalar(f"Metrics/{row.label}", row.value, global_step=run.progress.cur_nimg // 1000)
+            self._add_event(run, f"Metrics/{row.label}", row.value)
 
     def should_stop(self, run: Run) -> bool:
         if self.stop_requested:
             self.say(f"{self.stop_requested}: stopping after this step with a snapshot")
         return self.stop_requested is not None
 
+    def _measure(self, evaluator: evaluation.Evaluator, run: Run) -> tuple[list[MetricResult], str | None]:
+        """(results, None) or ([], why there are none). Nothing that a measurement does may end the training."""
+        if self.stop_requested:
+            return [], f"stopped by {self.stop_requested}"
+        self.measuring = True
+        try:
+            return evaluator.evaluate(run.G_ema)
+        except KeyboardInterrupt:
+            if not self.stop_requested:
+                raise
+            return [], f"stopped by {self.stop_requested}"
+        except Exception as e:
+            with open(run.path / "log.txt", "a", encoding="utf-8") as f:
+                f.write(traceback.format_exc())
+            return [], f"{type(e).__name__}: {' '.join(str(e).split())} (see log.txt)"
+        finally:
+            self.measuring = False
+
+    def _add_event(self, run: Run, name: str, value: float) -> None:
+        """One point of a TensorBoard curve: over whole kimg and seconds since the start (spec section 2)."""
+        if self._events is not None:
+            seconds = time.time() - run.progress.start_time
+            self._events.add_scalar(name, value, global_step=run.progress.cur_nimg // 1000, walltime=seconds)
+
 
 @contextmanager
 def catch_signals(hooks: RunHooks) -> Iterator[None]:
-    """Turn the first Ctrl-C or SIGTERM into a clean stop; the second one interrupts at once."""
+    """Turn the first Ctrl-C or SIGTERM into a clean stop, which ends a measurement; the second interrupts at once."""
 
     def request_stop(number: int, frame: Any) -> None:
-        if hooks.stop_requested:
-            raise KeyboardInterrupt
+        interrupt_now = hooks.measuring or hooks.stop_requested is not None
         hooks.stop_requested = signal.Signals(number).name
+        if interrupt_now:
+            raise KeyboardInterrupt
 
     try:
         previous = {number: signal.signal(number, request_stop) for number in (signal.SIGINT, signal.SIGTERM)}

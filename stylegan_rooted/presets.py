@@ -9,6 +9,7 @@ from typing import Any
 from training.config import FinetuneConfig
 
 CPU_PIXELS_PER_STEP = 16 * 64 * 64
+ADA_TARGET = 0.6
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,7 @@ def resolve(config: FinetuneConfig, *, resolution: int, checkpoint: Checkpoint |
         ),
         augment=replace(
             config.augment,
-            target=_first(config.augment.target, 0.6 if config.augment.aug == "ada" else None),
+            target=_first(config.augment.target, ADA_TARGET if config.augment.aug == "ada" else None),
             ada_kimg=config.augment.ada_kimg or (500.0 if scratch else 100.0),
         ),
         optim=replace(

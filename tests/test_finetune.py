@@ -4,6 +4,7 @@ import json
 import os
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import torch
 from helpers import assert_close
 from PIL import Image
 
-from stylegan_rooted import cli, finetune
+from stylegan_rooted import cli, evaluation, finetune
 from training import network_pickle, run_dir, training_loop
 from training.config import (
     AugmentConfig,
@@ -24,6 +25,7 @@ from training.config import (
     RuntimeConfig,
     ScheduleConfig,
 )
+from training.precision import half_precision_blocks
 from training.training_loop import TrainingDiverged
 
 SCRATCH = [
@@ -307,6 +309,8 @@ def test_dry_run_prints_what_config_reads_back(pictures, tmp_path, capsys) -> No
         (["--device", "cuda:x"], 2, "--device"),
         (["--metrics", ""], 2, "--metrics"),
         (["--grid", "4"], 2, "--grid"),
+        (["--aug", "noaug", "--augpipe", "bg"], 2, "--augpipe is for --aug ada or fixed"),
+        (["--aug", "fixed", "--p", "0.1", "--p-max", "0.5"], 2, "--p-max is for --aug ada"),
     ],
 )
 def test_wrong_use_is_one_line_with_the_right_exit_code(pictures, tmp_path, capsys, arguments, code, wanted) -> None:
@@ -338,6 +342,131 @@ def test_a_missing_detector_does_not_stop_training(pictures, tmp_path) -> None:
     path = finetune.run(config, say=said.append)
     assert (path / "network-snapshot-000000.pkl").exists()
     assert any(line.startswith("Metrics left out: ") and "absent.pt" in line for line in said)
+
+
+def test_any_failure_of_a_measurement_is_one_line_and_training_goes_on(pictures, tmp_path, monkeypatch) -> None:
+    def broken(self, G):
+        raise RuntimeError("out of\nmemory")
+
+    monkeypatch.setattr(evaluation.Evaluator, "measure", broken)
+    said: list[str] = []
+    path = finetune.run(tiny(pictures, tmp_path, metric=MetricConfig(num=4)), say=said.append)
+    assert "Metrics left out: RuntimeError: out of memory (see log.txt) (training goes on)" in said
+    assert run_dir.read_jsonl(path / "stats.jsonl")[-1]["Progress/kimg"]["mean"] == pytest.approx(0.016)
+    assert "Traceback" in (path / "log.txt").read_text()
+
+
+def test_interrupt_while_measuring_ends_the_run_at_once(pictures, tmp_path, monkeypatch) -> None:
+    measured = []
+
+    def interrupted(self, G):
+        measured.append(1)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return []
+
+    monkeypatch.setattr(evaluation.Evaluator, "measure", interrupted)
+    said: list[str] = []
+    path = finetune.run(tiny(pictures, tmp_path, metric=MetricConfig(num=4)), say=said.append)
+    assert len(measured) == 1 and any("stopped by SIGTERM" in line for line in said)
+    assert [row["Progress/kimg"]["mean"] for row in run_dir.read_jsonl(path / "stats.jsonl")] == pytest.approx([0.004])
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_a_second_signal_interrupts_at_once() -> None:
+    hooks = SimpleNamespace(stop_requested=None, measuring=False)
+    with pytest.raises(KeyboardInterrupt), finetune.catch_signals(hooks):
+        os.kill(os.getpid(), signal.SIGINT)
+        assert hooks.stop_requested == "SIGINT"
+        os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_failure_before_the_first_step_leaves_no_folder(pictures, tmp_path, monkeypatch) -> None:
+    def broken(*args):
+        raise ValueError("no grid")
+
+    monkeypatch.setattr(finetune, "write_start", broken)
+    with pytest.raises(ValueError, match="no grid"):
+        finetune.run(tiny(pictures, tmp_path / "runs"), say=quiet)
+    assert not list((tmp_path / "runs").iterdir())
+
+
+def test_frozen_layers_of_a_checkpoint_thaw_unless_asked(pictures, tmp_path) -> None:
+    first = finetune.run(tiny(pictures, tmp_path, optim__freezed=2), say=quiet)
+    snapshot = first / "network-snapshot-000000.pkl"
+    names = {}
+    for freezed in (0, 2, 3):
+        plan = finetune.prepare(tiny(pictures, tmp_path, resume=str(snapshot), optim__freezed=freezed))
+        _, D, _ = finetune.build_networks(plan)
+        names[freezed] = {name for name, _ in D.named_buffers() if name.endswith("weight")}
+        assert torch.equal(dict(D.state_dict())["b8.fromrgb.weight"], weights(snapshot)["D.b8.fromrgb.weight"])
+    assert names[0] == set() and len(names[2]) == 2 and len(names[3]) == 3
+
+
+def test_ada_says_once_that_its_clamp_binds(pictures, tmp_path) -> None:
+    said: list[str] = []
+    config = tiny(
+        pictures,
+        tmp_path,
+        augment=AugmentConfig(augpipe="color", target=0.0, p_max=0.01, ada_kimg=0.1),
+        schedule=ScheduleConfig(kimg=0.064, tick=0.008, snap=100),
+    )
+    plan = finetune.prepare(config)
+    run = finetune.build_run(plan, tmp_path)
+    hooks = finetune.RunHooks(run, said.append, None)
+    for _ in range(2):
+        run.ada.observe(torch.ones(8))
+        run.ada.update(4, 4)
+        hooks.on_tick(run, {}, "tick")
+    assert run.ada.p == 0.01
+    assert sum("ADA wants more augmentation than --p-max 0.01" in line for line in said) == 1
+
+
+def test_snapshots_keep_the_precision_of_their_checkpoint(pictures, tmp_path) -> None:
+    """A CPU runs a GPU's network in float32 and says nothing of it in the file."""
+    config = tiny(pictures, tmp_path, network__num_fp16_res=1)
+    run = finetune.build_run(finetune.prepare(config), tmp_path)
+    assert not half_precision_blocks(run.G, run.D)
+    training_loop.step(run)
+    networks = network_pickle.load(training_loop.save_snapshot(run))
+    assert [len(half_precision_blocks(net)) for net in (networks.G, networks.D, networks.G_ema)] == [1, 1, 1]
+    assert not half_precision_blocks(run.G, run.D)
+
+
+def test_curves_for_tensorboard(pictures, tmp_path, monkeypatch) -> None:
+    points = []
+
+    class Writer:
+        def add_scalar(self, name, value, global_step, walltime):
+            points.append((name, value, global_step, walltime))
+
+        def close(self):
+            points.append("closed")
+
+    monkeypatch.setattr(finetune, "open_tensorboard", lambda path: Writer())
+    finetune.run(tiny(pictures, tmp_path, metric=MetricConfig(metrics=("kid",), num=4)), say=quiet)
+    assert points.pop() == "closed"
+    names = {name for name, *_ in points}
+    assert {"Loss/D/loss", "Progress/augment", "Metrics/KD"} <= names
+    assert all(step == 0 and 0 <= seconds < 1000 for _, _, step, seconds in points)
+
+
+def test_run_names_and_data_record_follow_the_family(pictures, tmp_path) -> None:
+    def plan(**changes) -> finetune.Plan:
+        return finetune.prepare(tiny(pictures, tmp_path, **changes))
+
+    name = finetune.describe(plan(data__subset=5, augment=AugmentConfig(augpipe="bg", target=0.5)))
+    assert name.startswith("pictures") and "-subset5-" in name and "-target0.5-bg-noresume" in name
+    for subset, seeded in ((5, True), (12, False), (None, False)):
+        found = plan(data__subset=subset)
+        record = finetune.training_set_kwargs(found.config, found.dataset)
+        assert record["max_size"] == (subset or 12) and ("random_seed" in record) is seeded
+        assert ("subset" in finetune.describe(found)) is seeded
+
+
+def test_neither_checkpoint_nor_scratch_is_wrong_use(pictures, tmp_path, capsys) -> None:
+    assert run_cli("finetune", "--data", pictures, "--outdir", tmp_path / "out") == 2
+    assert "missing option --resume" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
 def test_help_names_every_option_with_its_default(capsys) -> None:

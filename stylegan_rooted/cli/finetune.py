@@ -266,13 +266,18 @@ def check_usage(config: FinetuneConfig, dry_run: bool, values: dict[str, Any]) -
     if not config.runtime.outdir and not dry_run:
         raise click.UsageError("missing option --outdir: where the run folder is made", ctx)
     if (
-        config.resume == FinetuneConfig().resume
-        and values["opt_resume"] is None
+        values["opt_resume"] is None
         and values["opt_network__resolution"] is None
         and values["opt_cfg"] is None
-        and "config_file" not in ctx.params
+        and ctx.params["config_file"] is None
     ):
         raise click.UsageError("missing option --resume: a network pickle, or none to train from scratch", ctx)
+    for parameter, modes in (("augpipe", ("ada", "fixed")), ("p_max", ("ada",)), ("ada_kimg", ("ada",))):
+        if values[f"opt_augment__{parameter}"] is not None and config.augment.aug not in modes:
+            option = f"--{parameter.replace('_', '-')}"
+            raise click.UsageError(
+                f"{option} is for --aug {' or '.join(modes)}, not --aug {config.augment.aug}; drop one", ctx
+            )
     if config.resume not in ("none", "noresume"):
         for f in FIELDS:
             if f.group == SCRATCH_ONLY and values[f.parameter] is not None:
