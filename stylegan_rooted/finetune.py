@@ -23,7 +23,7 @@ from torch_utils import images, misc, seeding
 from training import network_pickle, run_dir
 from training.ada import AdaController
 from training.augment import AUGMENT_PRESETS, AugmentPipe
-from training.config import AugmentConfig, FinetuneConfig, LossConfig, NetworkConfig
+from training.config import MIN_RESOLUTION, AugmentConfig, FinetuneConfig, LossConfig, NetworkConfig
 from training.dataset import ImageDataset, InfiniteSampler, check_fits, grid_indices, iterate_batches
 from training.loss import GanLoss
 from training.network_pickle import NetworkPickle
@@ -112,7 +112,6 @@ def prepare(config: FinetuneConfig) -> Plan:
     device = resolve_device(config.runtime.device)
     check_outdir(config.runtime.outdir or ".")
     checkpoint = None if config.resume in ("none", "noresume") else network_pickle.load(config.resume)
-    resolution = checkpoint.G_ema.img_resolution if checkpoint else config.network.resolution
     dataset = ImageDataset(
         config.data.path,
         resolution=None,
@@ -126,28 +125,22 @@ def prepare(config: FinetuneConfig) -> Plan:
             f"--subset {config.data.subset} is more than the {dataset.num_source_images} images of {config.data.path}"
         )
     if checkpoint:
-        G = checkpoint.G_ema
-        check_fits(
-            resolution=dataset.resolution,
-            num_channels=dataset.num_channels,
-            label_dim=dataset.label_dim,
-            want_resolution=G.img_resolution,
-            want_channels=G.img_channels,
-            want_label_dim=G.c_dim,
-            data=config.data.path,
-            network=config.resume,
-        )
-    elif resolution is not None and resolution != dataset.resolution:
-        check_fits(
-            resolution=dataset.resolution,
-            num_channels=dataset.num_channels,
-            label_dim=dataset.label_dim,
-            want_resolution=resolution,
-            want_channels=dataset.num_channels,
-            want_label_dim=dataset.label_dim,
-            data=config.data.path,
-            network="--resolution",
-        )
+        G: Any = checkpoint.G_ema
+        network, wanted = config.resume, (G.img_resolution, G.img_channels, G.c_dim)
+    else:
+        side = config.network.resolution or max(1 << (dataset.resolution.bit_length() - 1), MIN_RESOLUTION)
+        network = "--resolution" if config.network.resolution else "a new network"
+        wanted = side, dataset.num_channels, dataset.label_dim
+    check_fits(
+        resolution=dataset.resolution,
+        num_channels=dataset.num_channels,
+        label_dim=dataset.label_dim,
+        want_resolution=wanted[0],
+        want_channels=wanted[1],
+        want_label_dim=wanted[2],
+        data=config.data.path,
+        network=network,
+    )
     facts = None
     if checkpoint:
         mbstd = getattr(checkpoint.D.b4, "mbstd", None)

@@ -464,6 +464,15 @@ def test_run_names_and_data_record_follow_the_family(pictures, tmp_path) -> None
         assert ("subset" in finetune.describe(found)) is seeded
 
 
+@pytest.mark.parametrize("side, wanted", [(12, 8), (4, 8)])
+def test_scratch_on_images_of_no_usable_size_names_the_remedy(tmp_path, capsys, side: int, wanted: int) -> None:
+    (tmp_path / "odd").mkdir()
+    Image.new("RGB", (side, side)).save(tmp_path / "odd" / "a.png")
+    assert run_cli("finetune", "--data", tmp_path / "odd", "--outdir", tmp_path / "out", *SCRATCH) == 1
+    message = capsys.readouterr().err
+    assert f"{side}x{side}" in message and f"DEST.zip --resolution {wanted}`" in message
+
+
 def test_neither_checkpoint_nor_scratch_is_wrong_use(pictures, tmp_path, capsys) -> None:
     assert run_cli("finetune", "--data", pictures, "--outdir", tmp_path / "out") == 2
     assert "missing option --resume" in capsys.readouterr().err and not (tmp_path / "out").exists()

@@ -18,6 +18,7 @@ METRICS = ("fid", "kid", "none")
 DETECTORS = ("embedded", "inception")
 DETECTOR_MODES = ("clean", "legacy_tensorflow")
 D_ARCHITECTURES = ("orig", "skip", "resnet")
+MIN_RESOLUTION = 8
 MAX_SEED = 2**32 - 1  # NumPy's RandomState takes no more
 
 
@@ -58,8 +59,9 @@ class NetworkConfig:
         _at_least("--wdim", self.w_dim, 1)
         _at_least("--map-depth", self.map_depth, 1)
         _at_least("--mbstd-group", self.mbstd_group, 1)
-        if self.resolution is not None and (self.resolution < 8 or self.resolution & (self.resolution - 1)):
-            raise ValueError(f"--resolution {self.resolution} is not a power of two of at least 8")
+        side = MIN_RESOLUTION if self.resolution is None else self.resolution
+        if side < MIN_RESOLUTION or side & (side - 1):
+            raise ValueError(f"--resolution {side} is not a power of two of at least {MIN_RESOLUTION}")
         _at_least("network.num_fp16_res", self.num_fp16_res, 0)
         _between("network.conv_clamp", self.conv_clamp, 0, math.inf)
         _one_of("network.d_architecture", self.d_architecture, D_ARCHITECTURES)
