@@ -458,7 +458,8 @@ class RunHooks:
         start = time.time()
         rows, problem = self._measure(self._evaluator, run)
         if problem:
-            self.say(f"Metrics left out: {problem}" + ("" if run.progress.finished else " (training goes on)"))
+            ends = run.progress.finished or self.stop_requested
+            self.say(f"Metrics left out: {problem}" + ("" if ends else " (training goes on)"))
         for row in rows:
             record = evaluation.jsonl_record(
                 row, snapshot=path.name, nimg=run.progress.cur_nimg, seconds=time.time() - start
