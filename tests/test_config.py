@@ -109,7 +109,9 @@ def test_half_precision_follows_the_device_unless_asked() -> None:
     assert (network("cuda", fp32=True).num_fp16_res, network("cuda", fp32=True).conv_clamp) == (0, None)
 
 
-@pytest.mark.parametrize("batch, resolution, wanted", [(32, 64, 16), (16, 32, 16), (24, 64, 12), (2, 64, 2), (8, 256, 4)])
+@pytest.mark.parametrize(
+    "batch, resolution, wanted", [(32, 64, 16), (16, 32, 16), (24, 64, 12), (2, 64, 2), (8, 256, 4)]
+)
 def test_a_cpu_takes_a_batch_in_parts_that_divide_it(batch: int, resolution: int, wanted: int) -> None:
     config = FinetuneConfig(optim=OptimConfig(batch=batch))
     optim = resolve(config, resolution=resolution, checkpoint=None, device="cpu").optim
