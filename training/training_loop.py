@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import torch
 
-from dnnlib.util import format_time
+from dnnlib.util import format_time, naming
 from torch_utils import images, seeding
 from training import network_pickle, run_dir
 from training.ada import AdaController
@@ -252,7 +252,7 @@ def finish_tick(run: Run) -> tuple[dict[str, Scalar], str]:
     )
     row: dict[str, Any] = {name: scalar.as_dict() for name, scalar in sorted(scalars.items())}
     run_dir.append_jsonl(run.path / "stats.jsonl", {**row, "timestamp": now})
-    with open(run.path / "log.txt", "a", encoding="utf-8") as f:
+    with naming(run.path / "log.txt"), open(run.path / "log.txt", "a", encoding="utf-8") as f:
         f.write(status + "\n")
     return scalars, status
 
