@@ -57,13 +57,13 @@ def run(
     config = plan.config
     configure_torch(config, plan.device)
     path = run_dir.create(config.runtime.outdir, describe(plan))
-    say(f"Run folder: {path}")
-    say(
-        f"Device: {plan.device}, {torch.get_num_threads()} threads"
-        if plan.device.type == "cpu"
-        else f"Device: {plan.device} ({torch.cuda.get_device_name(plan.device)})"
-    )
     try:
+        say(f"Run folder: {path}")
+        say(
+            f"Device: {plan.device}, {torch.get_num_threads()} threads"
+            if plan.device.type == "cpu"
+            else f"Device: {plan.device} ({torch.cuda.get_device_name(plan.device)})"
+        )
         training_run = build_run(plan, path)
         write_start(training_run, plan)
         hooks = RunHooks(training_run, say, progress_bar)
@@ -143,10 +143,18 @@ def prepare(config: FinetuneConfig) -> Plan:
     )
     facts = None
     if checkpoint:
+        check_freezed(checkpoint.D, config.optim.freezed)
         mbstd = getattr(checkpoint.D.b4, "mbstd", None)
         facts = presets.Checkpoint(resolution=dataset.resolution, mbstd_group=mbstd.group_size if mbstd else None)
     config = presets.resolve(config, resolution=dataset.resolution, checkpoint=facts, device=device.type)
     return Plan(config=config, device=device, dataset=dataset, checkpoint=checkpoint)
+
+
+def check_freezed(D: Any, freezed: int) -> None:
+    """Refuse to freeze more layers than the discriminator has in front of its last block."""
+    most = sum(getattr(D, f"b{resolution}").num_layers for resolution in D.block_resolutions)
+    if freezed > most:
+        raise ValueError(f"--freezed {freezed}: this discriminator has {most} layers that can be frozen")
 
 
 def resolve_device(name: str) -> torch.device:
@@ -167,14 +175,14 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
-def check_outdir(outdir: str) -> None:
+def check_outdir(outdir: str, option: str = "--outdir") -> None:
     """Refuse a folder that cannot be written, before any work."""
     path = Path(outdir)
     existing = next(p for p in [path, *path.absolute().parents] if p.exists())
     if not existing.is_dir():
-        raise NotADirectoryError(f"--outdir {outdir}: {existing} is a file; name a folder")
+        raise NotADirectoryError(f"{option} {outdir}: {existing} is a file; name a folder")
     if not os.access(existing, os.W_OK | os.X_OK):
-        raise PermissionError(f"--outdir {outdir}: no permission to write in {existing}")
+        raise PermissionError(f"{option} {outdir}: no permission to write in {existing}")
 
 
 def configure_torch(config: FinetuneConfig, device: torch.device) -> None:
@@ -252,6 +260,7 @@ def build_networks(plan: Plan) -> tuple[torch.nn.Module, torch.nn.Module, torch.
     if plan.checkpoint is None:
         with seeding.scoped(config.runtime.seed, "init"):
             G, D = new_networks(config.network, dataset, config.optim.freezed)
+        check_freezed(D, config.optim.freezed)
         G_ema = deepcopy(G)
     else:
         G, D, G_ema = plan.checkpoint.G, plan.checkpoint.D, plan.checkpoint.G_ema

@@ -391,6 +391,47 @@ def test_failure_before_the_first_step_leaves_no_folder(pictures, tmp_path, monk
     assert not list((tmp_path / "runs").iterdir())
 
 
+def test_interrupt_right_after_the_folder_is_made_leaves_none(pictures, tmp_path) -> None:
+    def interrupted(text: str) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        finetune.run(tiny(pictures, tmp_path / "runs"), say=interrupted)
+    assert not list((tmp_path / "runs").iterdir())
+
+
+@pytest.mark.parametrize(
+    "name, content, wanted",
+    [
+        ("deep.json", b"[" * 100_000, "deep.json is not JSON"),
+        ("deep.yaml", b"[" * 100_000, "deep.yaml is not YAML"),
+        ("binary.json", b"\xff\xfe", "binary.json is not a text file"),
+    ],
+)
+def test_config_files_that_are_none(pictures, tmp_path, capsys, name: str, content: bytes, wanted: str) -> None:
+    if name.endswith("yaml"):
+        pytest.importorskip("yaml")
+    (tmp_path / name).write_bytes(content)
+    assert run_cli("finetune", "--config", tmp_path / name) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert wanted in line
+
+
+def test_a_full_disk_names_the_file(tmp_path, monkeypatch) -> None:
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="options.json"):
+        run_dir.write_json(tmp_path / "options.json", {})
+    assert not list(tmp_path.iterdir())
+
+
+def test_demo_with_an_unknown_device_is_wrong_use(capsys) -> None:
+    assert run_cli("demo", "--device", "tpu") == 2
+    assert "--device tpu" in capsys.readouterr().err
+
+
 def test_frozen_layers_of_a_checkpoint_thaw_unless_asked(pictures, tmp_path) -> None:
     first = finetune.run(tiny(pictures, tmp_path, optim__freezed=2), say=quiet)
     snapshot = first / "network-snapshot-000000.pkl"
@@ -401,6 +442,13 @@ def test_frozen_layers_of_a_checkpoint_thaw_unless_asked(pictures, tmp_path) -> 
         names[freezed] = {name for name, _ in D.named_buffers() if name.endswith("weight")}
         assert torch.equal(dict(D.state_dict())["b8.fromrgb.weight"], weights(snapshot)["D.b8.fromrgb.weight"])
     assert names[0] == set() and len(names[2]) == 2 and len(names[3]) == 3
+
+
+def test_more_frozen_layers_than_there_are_is_refused(pictures, tmp_path) -> None:
+    for resume in ("none", str(finetune.run(tiny(pictures, tmp_path), say=quiet) / "network-snapshot-000000.pkl")):
+        with pytest.raises(ValueError, match="--freezed 5: this discriminator has 4 layers"):
+            finetune.run(tiny(pictures, tmp_path / "runs", resume=resume, optim__freezed=5), say=quiet)
+        finetune.build_networks(finetune.prepare(tiny(pictures, tmp_path, resume=resume, optim__freezed=4)))
 
 
 def test_ada_says_once_that_its_clamp_binds(pictures, tmp_path) -> None:

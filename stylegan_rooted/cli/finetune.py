@@ -288,8 +288,12 @@ def check_usage(config: FinetuneConfig, dry_run: bool, values: dict[str, Any]) -
 
 def read_config(path: str) -> FinetuneConfig:
     """A configuration from a JSON or YAML file."""
-    text = Path(path).read_text(encoding="utf-8")
+    content = Path(path).read_bytes()
     with usage_errors():
+        try:
+            text = content.decode("utf-8-sig")
+        except UnicodeDecodeError:
+            raise ValueError(f"--config {path} is not a text file in UTF-8") from None
         if path.lower().endswith((".yaml", ".yml")):
             try:
                 import yaml
@@ -299,11 +303,11 @@ def read_config(path: str) -> FinetuneConfig:
                 ) from None
             try:
                 values = yaml.safe_load(text)
-            except yaml.YAMLError as e:
+            except (yaml.YAMLError, ValueError, RecursionError) as e:
                 raise ValueError(f"--config {path} is not YAML: {e}") from None
         else:
             try:
                 values = json.loads(text)
-            except ValueError as e:
+            except (ValueError, RecursionError) as e:
                 raise ValueError(f"--config {path} is not JSON: {e}") from None
         return FinetuneConfig.from_dict(values)
