@@ -19,6 +19,9 @@ DETECTORS = ("embedded", "inception")
 DETECTOR_MODES = ("clean", "legacy_tensorflow")
 D_ARCHITECTURES = ("orig", "skip", "resnet")
 MIN_RESOLUTION = 8
+MAX_KIMG = 1e9
+MAX_THREADS = 1024  # far more end OpenMP, and the process with it
+MAX_GRID = 256  # columns or rows, as with the command `grid`
 MAX_SEED = 2**32 - 1  # NumPy's RandomState takes no more
 
 
@@ -158,8 +161,9 @@ class ScheduleConfig:
     snap: int = 10
 
     def __post_init__(self) -> None:
-        _positive("--kimg", self.kimg)
-        _positive("--tick", self.tick)
+        for option, kimg in (("--kimg", self.kimg), ("--tick", self.tick)):
+            _positive(option, kimg)
+            _between(option, kimg, 0, MAX_KIMG)
         _at_least("--snap", self.snap, 1)
 
 
@@ -201,10 +205,10 @@ class RuntimeConfig:
     desc: str | None = None
 
     def __post_init__(self) -> None:
-        _at_least("--threads", self.threads, 1)
+        _between("--threads", self.threads, 1, MAX_THREADS)
         _between("--seed", self.seed, 0, MAX_SEED)
-        if self.grid is not None and min(self.grid) < 1:
-            raise ValueError(f"--grid {self.grid[0]}x{self.grid[1]} has no images")
+        if self.grid is not None and not 1 <= min(self.grid) <= max(self.grid) <= MAX_GRID:
+            raise ValueError(f"--grid {self.grid[0]}x{self.grid[1]}: columns and rows lie in [1, {MAX_GRID}]")
         if not re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,3})?", self.device):
             raise ValueError(f"--device {self.device} is unknown; one of auto, cpu, cuda, cuda:N")
 

@@ -265,7 +265,7 @@ def check_usage(config: FinetuneConfig, dry_run: bool, values: dict[str, Any]) -
         raise click.UsageError("missing option --data: a folder or zip of images", ctx)
     if not config.runtime.outdir and not dry_run:
         raise click.UsageError("missing option --outdir: where the run folder is made", ctx)
-    if (
+    if config.resume == "" or (
         values["opt_resume"] is None
         and values["opt_network__resolution"] is None
         and values["opt_cfg"] is None
