@@ -274,7 +274,9 @@ class Pages:
         self.num = len(indices)
         reals, self.labels = dataset.batch(indices)
         order = "one class a row" if dataset.label_dim else "drawn at random"
-        self.grids = [picture("Real", f"{dataset.name}: {self.num} of {len(dataset)}, {order}", reals, self.size)]
+        share = f"{self.num} of {len(dataset)}" if self.num < len(dataset) else f"all {len(dataset)}"
+        again = ", some more than once" if self.num > len(dataset) else ""
+        self.grids = [picture("Real", f"{dataset.name}: {share}{again}, {order}", reals, self.size)]
 
     def add(self, title: str, note: str, loaded: generate.Loaded) -> None:
         """Render a network's grid."""
@@ -652,7 +654,8 @@ def run_facts(run: dict[str, Any]) -> list[tuple[str, str]]:
         rows.append(("learning rates", f"G {optim.get('glr')}, D {optim.get('dlr')}"))
     if isinstance(options.get("augment"), dict):
         augment = options["augment"]
-        rows.append(("augmentation", f"{augment.get('aug')}, {augment.get('augpipe')}"))
+        mode, strength = augment.get("aug"), f", p = {augment.get('p')}" if augment.get("aug") == "fixed" else ""
+        rows.append(("augmentation", "none" if mode == "noaug" else f"{mode}, {augment.get('augpipe')}{strength}"))
     if isinstance(options.get("runtime"), dict):
         rows.append(("seed", str(options["runtime"].get("seed"))))
     if isinstance(run["started_from"], dict):

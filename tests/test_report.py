@@ -368,6 +368,19 @@ def test_a_run_shorter_than_1_kimg_still_has_a_last_grid(run_folder: Path, tmp_p
     assert titles == ["Start", "After less than 1 kimg"]
 
 
+def test_captions_say_what_is_shown(place: Path) -> None:
+    loaded = generate.open_network(place / "after.pkl", "cpu")
+    (reals,) = report.Pages(report.open_data(place / "data", loaded)).grids
+    assert reals.note == "data: all 12, some more than once, drawn at random"
+    for augment, wanted in (
+        ({"aug": "noaug", "augpipe": "bgc"}, "none"),
+        ({"aug": "ada", "augpipe": "bgc", "p": None}, "ada, bgc"),
+        ({"aug": "fixed", "augpipe": "bg", "p": 0.2}, "fixed, bg, p = 0.2"),
+    ):
+        run = {"path": "x", "kimg": None, "options": {"augment": augment}, "started_from": None}
+        assert ("augmentation", wanted) in report.run_facts(run)
+
+
 def test_stages_are_spread_over_the_run() -> None:
     assert report.spaced(range(1, 100), 100) == [20, 40, 60, 80]
     assert report.spaced([1, 2, 3], 4) == [1, 2, 3]
