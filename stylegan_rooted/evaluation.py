@@ -53,6 +53,8 @@ class Evaluator:
     config: MetricConfig
     device: torch.device
     seed: int
+    fingerprint: str | None = None
+    """Of the images measured against, whole; known after the first measurement."""
 
     def evaluate(self, G: torch.nn.Module) -> tuple[list[MetricResult], str | None]:
         """(results, None), or ([], one line that says why there are none). Never raises for a missing detector."""
@@ -69,11 +71,12 @@ class Evaluator:
         """
         extractor = extractor_for(self.config, self.device)
         full = self.dataset.full()
+        self.fingerprint = self.fingerprint or full.fingerprint()
         reals = feature_stats.dataset_stats(
             full.image_batches(BATCH),
             extractor,
             cache_dir=make_cache_dir_path("feature-stats"),
-            content_key=full.fingerprint(),
+            content_key=self.fingerprint,
         )
         fakes = metrics_evaluate.generated_images(
             G, num=self.config.num, seed=self.seed, batch_size=BATCH, device=self.device, labels=label_rows(full)
@@ -88,8 +91,10 @@ def for_run(run: Any) -> Evaluator | None:
     return Evaluator(run.dataset, run.config.metric, run.device, run.config.runtime.seed)
 
 
-def jsonl_record(row: MetricResult, *, snapshot: str, nimg: int, seconds: float) -> dict[str, Any]:
-    """One line of metric-NAME.jsonl: the family's fields, then the provenance."""
+def jsonl_record(
+    row: MetricResult, *, snapshot: str, nimg: int, seconds: float, fingerprint: str | None
+) -> dict[str, Any]:
+    """One line of metric-NAME.jsonl: the family's fields, then the provenance, the data's fingerprint with it."""
     return {
         "results": {row.name: row.value},
         "metric": row.name,
@@ -99,5 +104,5 @@ def jsonl_record(row: MetricResult, *, snapshot: str, nimg: int, seconds: float)
         "snapshot_pkl": snapshot,
         "timestamp": time.time(),
         "kimg": nimg / 1000,
-        "provenance": row.as_dict(),
+        "provenance": {**row.as_dict(), "data_fingerprint": fingerprint},
     }

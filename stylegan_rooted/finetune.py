@@ -471,7 +471,11 @@ class RunHooks:
             self.say(f"Metrics left out: {problem}" + ("" if ends else " (training goes on)"))
         for row in rows:
             record = evaluation.jsonl_record(
-                row, snapshot=path.name, nimg=run.progress.cur_nimg, seconds=time.time() - start
+                row,
+                snapshot=path.name,
+                nimg=run.progress.cur_nimg,
+                seconds=time.time() - start,
+                fingerprint=self._evaluator.fingerprint,
             )
             run_dir.append_jsonl(run.path / f"metric-{row.name}.jsonl", record)
             self.say(

@@ -146,6 +146,7 @@ def test_a_run_leaves_exactly_these_files_and_can_be_resumed(pictures, tmp_path,
     assert metric["provenance"]["num_fake"] == 8 and metric["provenance"]["num_real"] == 12
     environment = json.loads((path / "environment.json").read_text())
     assert len(environment["data"]["fingerprint"]) == 64 and environment["resume"] is None
+    assert metric["provenance"]["data_fingerprint"] == environment["data"]["fingerprint"]
     with Image.open(path / "reals.png") as grid:
         assert grid.size == (32, 16)
     options = json.loads((path / "training_options.json").read_text())
