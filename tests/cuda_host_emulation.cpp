@@ -5,10 +5,10 @@
 // written exactly once, and shared memory starts as NaN, so that a cell read before it is written shows in the result.
 // Threads run in either direction: a phase in which one thread reads what another writes gives two different results.
 
+#include <algorithm>
 #include <cstdint>
 #include <cstdio>
 #include <cstring>
-#include <new>
 #include <string>
 #include <vector>
 
@@ -38,7 +38,8 @@ struct Watch {
     }
     void write(const void* pointer, size_t bytes) {
         const char* p = static_cast<const char*>(pointer);
-        if (p < writable.begin || p + bytes > writable.end) return complain("write outside of the output, bytes:", bytes);
+        if (p < writable.begin || p + bytes > writable.end)
+            return complain("write outside of the output, bytes:", bytes);
         if (reinterpret_cast<uintptr_t>(p) % bytes) complain("misaligned write of bytes:", bytes);
         for (size_t i = p - writable.begin; !written.empty() && bytes--; i++)
             if (written[i]++) complain("written twice, byte", i);

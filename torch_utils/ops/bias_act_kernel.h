@@ -4,7 +4,8 @@
 //     x * gain * act'(u) * [|gain act(u)| <= clamp];
 // order 2 takes in `x` a gradient of order 1's result and in `dy` what order 1 took, and gives the gradient of u,
 //     x * dy * gain * act''(u) * [|gain act(u)| <= clamp].
-// u comes from `xref` (+ b) where given, else act(u) = yref / gain: enough for all but swish and lrelu of negative slope.
+// u comes from `xref` (+ b) where given, else act(u) = yref / gain: enough for all but swish and lrelu of negative
+// slope.
 // Through `yref` a value at +-clamp counts as clipped, as it cannot be told from a clipped one.
 //
 // All tensors lie in memory in the same order, whichever; the bias index of the element at offset i is
@@ -223,7 +224,8 @@ inline const char* bias_act_prepare(BiasActParams& p) {
         p.by_num = Divider(static_cast<uint32_t>(p.num_bias));
     }
     const auto misaligned = [](const void* q) { return reinterpret_cast<uintptr_t>(q) % 16 != 0; };
-    p.is_aligned = !(misaligned(p.x) || misaligned(p.y) || misaligned(p.xref) || misaligned(p.yref) || misaligned(p.dy));
+    p.is_aligned = 1;
+    for (const void* q : {p.x, static_cast<const void*>(p.y), p.xref, p.yref, p.dy}) p.is_aligned &= !misaligned(q);
     p.is_aligned_b = !misaligned(p.b);
     return nullptr;
 }

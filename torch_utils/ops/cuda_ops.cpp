@@ -1,5 +1,5 @@
-// bias_act and upfirdn2d of CUDA tensors as torch operators: checks, layouts, stream. No derivatives: these are parts of
-// the operators that Python registers, which see to autograd, shapes of fake tensors, and defaults.
+// bias_act and upfirdn2d of CUDA tensors as torch operators: checks, layouts, stream. No derivatives: these are parts
+// of the operators that Python registers, which see to autograd, shapes of fake tensors, and defaults.
 //
 //   stylegan_rooted_cuda::bias_act   one derivative order of bias_act; see bias_act_kernel.h for what is what
 //   stylegan_rooted_cuda::upfirdn2d  padding given in full, 1-D filters along both axes
@@ -11,6 +11,8 @@
 #include <ATen/ops/empty_like.h>
 #include <torch/library.h>
 
+#include <algorithm>
+#include <limits>
 #include <optional>
 
 #include "bias_act_kernel.h"
@@ -136,7 +138,8 @@ Tensor upfirdn2d(
     int64_t padx1, int64_t pady0, int64_t pady1, bool flip, double gain) {
     TORCH_CHECK(is_on_device(x), "upfirdn2d: x is on ", x.device(), ", wanted a CUDA tensor");
     TORCH_CHECK(x.dim() == 4, "upfirdn2d: x has shape ", x.sizes(), ", wanted [N, C, H, W]");
-    TORCH_CHECK(f.dim() == 1 || f.dim() == 2, "upfirdn2d: the filter has shape ", f.sizes(), ", wanted [taps] or [fh, fw]");
+    TORCH_CHECK(f.dim() == 1 || f.dim() == 2, "upfirdn2d: the filter has shape ", f.sizes(),
+        ", wanted [taps] or [fh, fw]");
     TORCH_CHECK(f.scalar_type() == at::kFloat && f.device() == x.device(), "upfirdn2d: the filter is ", f.scalar_type(),
         " on ", f.device(), ", wanted float32 on ", x.device());
     constexpr int64_t limit = std::numeric_limits<int32_t>::max();

@@ -182,12 +182,23 @@ struct Divider {
         while ((uint64_t{1} << shift) < d) shift++;
         factor = static_cast<uint32_t>((uint64_t{1} << 32) * ((uint64_t{1} << shift) - d) / d + 1);  // m - 2^32
     }
+    // For counts whose launch would be refused beyond 2^31 anyway.
+    static Divider of(int64_t d) {
+        constexpr int64_t most = int64_t{1} << 31;
+        return Divider(static_cast<uint32_t>(d < most ? d : most));
+    }
     SGR_DEVICE uint32_t quotient(uint32_t n) const {
 #if defined(__CUDA_ARCH__)
         return (__umulhi(n, factor) + n) >> shift;
 #else
         return (static_cast<uint32_t>((static_cast<uint64_t>(n) * factor) >> 32) + n) >> shift;
 #endif
+    }
+    // The remainder; n becomes the quotient.
+    SGR_DEVICE uint32_t split(uint32_t& n) const {
+        const uint32_t q = quotient(n), r = n - q * divisor;
+        n = q;
+        return r;
     }
 };
 

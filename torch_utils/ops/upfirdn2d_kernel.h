@@ -30,9 +30,10 @@ struct UpfirdnParams {
     int x_dtype, y_dtype;
     // Set by upfirdn2d_prepare and upfirdn2d_choose:
     int is_channels_inner;  // neighbours in memory are channels
-    int is_wide;            // counts need 64 bits
+    int is_wide;            // counts (of outputs for Resample, of planes else) need 64 bits
     int is_packed;          // four neighbours of x may travel in one access
     int64_t tiles_x, tiles_y, tiles_c;
+    Divider by_tiles_x, by_tiles_y, by_tiles_c, by_c;
     int shift_x, shift_y;   // tiles start that much early, for m to be a multiple of up
 };
 
@@ -46,6 +47,18 @@ template <class S> SGR_DEVICE S tap_2d(const UpfirdnParams& p, int a, int b) {
 template <int UP, int DOWN, int TAPS> struct Reach {
     template <int OUTPUTS> static constexpr int of = ((OUTPUTS - 1) * DOWN + TAPS - 1) / UP + 1;
 };
+
+// Image and channel of a plane.
+SGR_DEVICE void split_plane(const UpfirdnParams& p, int64_t plane, int64_t& n, int64_t& c) {
+    if (p.is_wide) {
+        n = plane / p.c;
+        c = plane % p.c;
+    } else {
+        uint32_t rest = static_cast<uint32_t>(plane);
+        c = p.by_c.split(rest);
+        n = rest;
+    }
+}
 
 constexpr int round_up(int value, int unit) { return (value + unit - 1) / unit * unit; }
 
@@ -98,7 +111,8 @@ template <class T, class U> struct Resample {
         }
         // m / up, rounded up, is the first sample at or after m.
         const int64_t my = oy * p.downy - p.pady0, mx = ox * p.downx - p.padx0;
-        const int64_t y_first = -floor_div(-my, p.upy), x_first = -floor_div(-mx, p.upx);
+        const int64_t y_first = p.upy == 1 ? my : -floor_div(-my, p.upy);
+        const int64_t x_first = p.upx == 1 ? mx : -floor_div(-mx, p.upx);
         const T* plane = static_cast<const T*>(p.x) + n * p.x_stride[0] + c * p.x_stride[1];
         S sum = 0;
         int64_t iy = y_first;
@@ -151,16 +165,12 @@ template <class T, int UP, int DOWN, bool CHANNELS, int WIDTH, int HEIGHT, int I
 
     static SGR_DEVICE Place place(const UpfirdnParams& p, int64_t block) {
         Place at;
-        if (CHANNELS) {
-            at.plane = block % p.tiles_c * INNER;
-            block /= p.tiles_c;
-        }
-        at.out_x = block % p.tiles_x * WIDTH - p.shift_x;
-        block /= p.tiles_x;
-        at.out_y = block % p.tiles_y * HEIGHT - p.shift_y;
-        block /= p.tiles_y;
-        at.n = block;
-        if (!CHANNELS) at.plane = block * INNER;
+        uint32_t rest = static_cast<uint32_t>(block);
+        if (CHANNELS) at.plane = int64_t{p.by_tiles_c.split(rest)} * INNER;
+        at.out_x = int64_t{p.by_tiles_x.split(rest)} * WIDTH - p.shift_x;
+        at.out_y = int64_t{p.by_tiles_y.split(rest)} * HEIGHT - p.shift_y;
+        at.n = rest;
+        if (!CHANNELS) at.plane = int64_t{rest} * INNER;
         at.in_x = floor_div(at.out_x * DOWN - p.padx0, UP);
         at.in_y = floor_div(at.out_y * DOWN - p.pady0, UP);
         at.slack = CHANNELS || !p.is_packed ? 0 : static_cast<int>(at.in_x & 3);
@@ -179,7 +189,8 @@ template <class T, int UP, int DOWN, bool CHANNELS, int WIDTH, int HEIGHT, int I
         if (thread < TAPS * TAPS) shared.taps.set(thread, tap_2d<float>(p, thread / TAPS, thread % TAPS));
         if (!CHANNELS) {
             for (int i = thread; i < INNER; i += THREADS) {
-                const int64_t plane = at.plane + i, n = plane / p.c, c = plane % p.c;
+                int64_t n, c;
+                split_plane(p, at.plane + i, n, c);
                 const bool exists = n < p.n;
                 shared.x_plane.set(i, exists ? n * p.x_stride[0] + c * p.x_stride[1] : -1);
                 shared.y_plane.set(i, exists ? n * p.y_stride[0] + c * p.y_stride[1] : -1);
@@ -319,15 +330,15 @@ template <class T, int UP, int DOWN> struct SeparableTile {
     static_assert(sizeof(Shared) <= 48 * 1024, "more shared memory than a block has");
 
     struct Place {
-        int64_t out_x, out_y, plane;
+        int64_t out_x, out_y, n, c;
     };
 
     static SGR_DEVICE Place place(const UpfirdnParams& p, int64_t block) {
         Place at;
-        at.out_x = block % p.tiles_x * SIZE - p.shift_x;
-        block /= p.tiles_x;
-        at.out_y = block % p.tiles_y * SIZE - p.shift_y;
-        at.plane = block / p.tiles_y;
+        uint32_t rest = static_cast<uint32_t>(block);
+        at.out_x = int64_t{p.by_tiles_x.split(rest)} * SIZE - p.shift_x;
+        at.out_y = int64_t{p.by_tiles_y.split(rest)} * SIZE - p.shift_y;
+        split_plane(p, rest, at.n, at.c);
         return at;
     }
 
@@ -352,7 +363,6 @@ template <class T, int UP, int DOWN> struct SeparableTile {
     template <int I>
     static SGR_DEVICE void phase(const UpfirdnParams& p, Shared& shared, int64_t block, int thread) {
         const Place at = place(p, block);
-        const int64_t n = at.plane / p.c, c = at.plane % p.c;
         if constexpr (I == 0) {
             if (thread < TAPS) {
                 const int64_t i = (p.flip ? thread : TAPS - 1 - thread) * p.f_stride_x;
@@ -361,8 +371,9 @@ template <class T, int UP, int DOWN> struct SeparableTile {
             }
         }
         if constexpr (I == 1) {
-            const int64_t in_x = floor_div(at.out_x * DOWN - p.padx0, UP), in_y = floor_div(at.out_y * DOWN - p.pady0, UP);
-            const T* plane = static_cast<const T*>(p.x) + n * p.x_stride[0] + c * p.x_stride[1];
+            const int64_t in_x = floor_div(at.out_x * DOWN - p.padx0, UP);
+            const int64_t in_y = floor_div(at.out_y * DOWN - p.pady0, UP);
+            const T* plane = static_cast<const T*>(p.x) + at.n * p.x_stride[0] + at.c * p.x_stride[1];
             constexpr int BATCH = 4;
             for (int start = thread; start < IN * IN; start += THREADS * BATCH) {
                 T got[BATCH];
@@ -397,7 +408,7 @@ template <class T, int UP, int DOWN> struct SeparableTile {
             line(shared.mid, strip * (STRIP * DOWN / UP) * MID_PITCH + column, MID_PITCH, shared.taps_y, sum);
             const int64_t ox = at.out_x + column;
             if (ox < 0 || ox >= p.out_w) return;
-            T* plane = static_cast<T*>(p.y) + n * p.y_stride[0] + c * p.y_stride[1] + ox * p.y_stride[3];
+            T* plane = static_cast<T*>(p.y) + at.n * p.y_stride[0] + at.c * p.y_stride[1] + ox * p.y_stride[3];
             SGR_UNROLL
             for (int k = 0; k < STRIP; k++) {
                 const int64_t oy = at.out_y + strip * STRIP + k;
@@ -440,6 +451,10 @@ template <int UP, int WIDTH, int HEIGHT> void upfirdn2d_count_tiles(UpfirdnParam
     p.shift_y = static_cast<int>(static_cast<unsigned>(p.pady0) % UP);
     p.tiles_x = ceil_div(p.out_w + p.shift_x, WIDTH);
     p.tiles_y = ceil_div(p.out_h + p.shift_y, HEIGHT);
+    p.by_tiles_x = Divider::of(p.tiles_x);
+    p.by_tiles_y = Divider::of(p.tiles_y);
+    p.by_c = Divider::of(p.c);
+    p.is_wide = p.n * p.c >= (int64_t{1} << 31) - 1024;  // a tile may reach past the last plane
 }
 
 template <class T, int UP, int DOWN, bool CHANNELS, int WIDTH, int HEIGHT, int INNER, int ROWS, class Launch>
@@ -447,6 +462,7 @@ int upfirdn2d_launch_tile(UpfirdnParams& p, Launch&& launch) {
     using K = Tile<T, UP, DOWN, CHANNELS, WIDTH, HEIGHT, INNER, ROWS>;
     upfirdn2d_count_tiles<UP, WIDTH, HEIGHT>(p);
     p.tiles_c = CHANNELS ? ceil_div(p.c, INNER) : 1;
+    p.by_tiles_c = Divider::of(p.tiles_c);
     const int64_t inner_size = CHANNELS ? p.c : p.w, inner_stride = CHANNELS ? p.x_stride[1] : p.x_stride[3];
     bool packed = inner_stride == 1 && inner_size % 4 == 0 && reinterpret_cast<uintptr_t>(p.x) % (4 * sizeof(T)) == 0;
     for (const int axis : {0, 1, 2, 3}) packed = packed && (axis == (CHANNELS ? 1 : 3) || p.x_stride[axis] % 4 == 0);
