@@ -115,7 +115,10 @@ def describe() -> str:
 def declare(
     name: str, schema: str, shape: Callable[..., Any], setup_context: Callable[..., Any], backward: Callable[..., Any]
 ) -> Any:
-    """The compiled operator `name`, made known to torch with schema, shape function and gradient on the first call."""
+    """The compiled operator `name`, made known to torch with schema, shape function and gradient on the first call.
+
+    torch.compile cannot trace that first call, so have one call outside of it before.
+    """
     op = _declared.get(name)
     if op is not None:
         return op
@@ -201,8 +204,8 @@ def build() -> Path:
                     shutil.rmtree(folder, ignore_errors=True)
     except OSError as e:
         raise BuildError(
-            f"cannot keep compiled operators in {path.parent}: {e.strerror or e}; set STYLEGAN_ROOTED_CACHE to a folder "
-            "that can be written"
+            f"cannot keep compiled operators in {path.parent}: {e.strerror or e}; set STYLEGAN_ROOTED_CACHE to a "
+            "folder that can be written"
         ) from None
     if not _is_ours(path):
         raise BuildError(f"{path} belongs to another user, or others may write to it; remove it")
@@ -274,7 +277,8 @@ def _compile(compiler: str, output: Path) -> None:
         raise BuildError(f"{compiler} does not run: {e.strerror or e}") from None
     if done.returncode or not output.is_file():
         last = "\n".join(done.stdout.strip().splitlines()[-NUM_LINES:]) or "(it said nothing)"
-        raise BuildError(f"{compiler} failed with status {done.returncode}:\n{last}\nThe command was: {shlex.join(command)}")
+        ran = f"The command was: {shlex.join(command)}"
+        raise BuildError(f"{compiler} failed with status {done.returncode}:\n{last}\n{ran}")
     if verbosity == "full":
         sys.stderr.write(f"{shlex.join(command)}\n{done.stdout}")
     if verbosity != "none":
@@ -304,7 +308,8 @@ def _processor() -> str:
     lines = []
     with contextlib.suppress(OSError):
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").split("\n\n")[0]
-        lines = [s for s in text.splitlines() if s.split("\t")[0].strip() in ("model name", "model", "flags", "Features")]
+        told = ("model name", "model", "flags", "Features")
+        lines = [line for line in text.splitlines() if line.split("\t")[0].strip() in told]
     return "\n".join([platform.machine(), *sorted(lines)])
 
 

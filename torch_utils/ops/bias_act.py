@@ -10,6 +10,7 @@ from dnnlib import EasyDict
 from torch_utils import custom_ops
 
 NATIVE_ACTS = ("linear", "relu", "lrelu")  # by native_cpu.cpp; torch's own vector functions serve the others as well
+NATIVE_MIN_NUMEL = 1 << 19  # with fewer elements the compiled operator's call costs what it saves
 
 # Spec: networks-and-pickles.md 1.4. cuda_idx, ref and has_2nd_grad are part of the family's interface.
 activation_funcs = {
@@ -81,7 +82,7 @@ def bias_act(
     spec = activation_funcs[act]
     alpha = float(spec.def_alpha if alpha is None else alpha)
     gain = float(spec.def_gain if gain is None else gain)
-    if act in NATIVE_ACTS and gain > 0 and custom_ops.fast_paths(impl) and _suits_native(x, b, act, alpha, gain, clamp):
+    if custom_ops.fast_paths(impl) and _suits_native(x, b, act, alpha, gain, clamp):
         limit = -1.0 if clamp is None else float(clamp)
         return _native()(x, b, None, None, None, 0, dim % x.ndim, spec.cuda_idx, alpha, gain, limit)
     if b is not None:
@@ -141,12 +142,14 @@ def _suits_native(
 ) -> bool:
     """Whether the compiled operator is asked for, takes this call and saves a pass over memory."""
     return (
-        x.device.type == "cpu"
+        act in NATIVE_ACTS
+        and gain > 0
+        and x.device.type == "cpu"
         and x.dtype in (torch.float32, torch.float64, torch.bfloat16)
         and (b is None or b.dtype == x.dtype)
         and (act != "lrelu" or alpha >= 0)
         and (act != "linear" or clamp is not None or gain != 1)
-        and x.ndim > 0
+        and x.numel() >= NATIVE_MIN_NUMEL
         and custom_ops.selected() == "native"
     )
 

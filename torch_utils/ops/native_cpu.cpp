@@ -16,6 +16,7 @@
 #include <limits>
 #include <numeric>
 #include <optional>
+#include <type_traits>
 #include <vector>
 
 namespace {
@@ -48,47 +49,77 @@ template <> inline Bfloat narrow<Bfloat>(float v) {
     return {static_cast<uint16_t>((u & 0x7fffffffu) > 0x7f800000u ? 0x7fc0u : rounded)};
 }
 
+// Zeros that start at a cache line: wide loads of channels-last pixels then touch one line each, not two.
+template <class A> class Buffer {
+  public:
+    void resize(int64_t size) {
+        storage_.assign(size + LINE, A(0));
+        const auto address = reinterpret_cast<uintptr_t>(storage_.data()) / sizeof(A);
+        data_ = storage_.data() + (LINE - address % LINE) % LINE;
+    }
+    A* data() { return data_; }
+
+  private:
+    static constexpr int64_t LINE = 64 / sizeof(A);
+    std::vector<A> storage_;
+    A* data_ = nullptr;
+};
+
 inline int64_t floor_div(int64_t a, int64_t b) { return a / b - (a % b < 0); }
 
 // ---- upfirdn2d
 
-// out[i] (+)= sum over m of taps[m] * from[m][i]: all the arithmetic of a filter.
-template <int N, bool ADD, class Out, class In, class A>
-void weighted_sum_of(Out* __restrict out, const In* const* from, const A* taps, int64_t len) {
+// out[i] (+)= sum over m of taps[m] * from[m][i]: all the arithmetic of a filter. `num` such sums of `len` neighbours
+// are made, out_step apart in out and in_step apart in from.
+struct Span {
+    int64_t len, num = 1, out_step = 0, in_step = 0;
+};
+
+template <int N, class Out, class In, class A>
+void weighted_sum_of(Out* out, const In* const* from, const A* taps, const Span& span) {
     std::array<const In*, N> p;
     std::array<A, N> t;
     for (int m = 0; m < N; m++) p[m] = from[m], t[m] = taps[m];
+    for (int64_t j = 0; j < span.num; j++) {
+        Out* __restrict to = out + j * span.out_step;
 #pragma GCC ivdep
-    for (int64_t i = 0; i < len; i++) {
-        A sum = ADD ? static_cast<A>(widen(out[i])) : A(0);
+        for (int64_t i = 0; i < span.len; i++) {
+            A sum = 0;
 #pragma GCC unroll 32
-        for (int m = 0; m < N; m++) sum += t[m] * widen(p[m][i]);
-        out[i] = narrow<Out>(sum);
+            for (int m = 0; m < N; m++) sum += t[m] * widen(p[m][i]);
+            to[i] = narrow<Out>(sum);
+        }
+        for (int m = 0; m < N; m++) p[m] += span.in_step;
     }
 }
 
 template <bool ADD, class Out, class In, class A>
-void weighted_sum(Out* __restrict out, const In* const* from, const A* taps, int64_t n, int64_t len) {
-    switch (n) {
-        case 1: return weighted_sum_of<1, ADD>(out, from, taps, len);
-        case 2: return weighted_sum_of<2, ADD>(out, from, taps, len);
-        case 3: return weighted_sum_of<3, ADD>(out, from, taps, len);
-        case 4: return weighted_sum_of<4, ADD>(out, from, taps, len);
-        case 6: return weighted_sum_of<6, ADD>(out, from, taps, len);
-        case 12: return weighted_sum_of<12, ADD>(out, from, taps, len);
+void weighted_sum(Out* out, const In* const* from, const A* taps, int64_t n, const Span& span) {
+    if constexpr (!ADD && std::is_same_v<A, float>) {  // what networks and their augmentation use
+        switch (n) {
+            case 1: return weighted_sum_of<1>(out, from, taps, span);
+            case 2: return weighted_sum_of<2>(out, from, taps, span);
+            case 3: return weighted_sum_of<3>(out, from, taps, span);
+            case 4: return weighted_sum_of<4>(out, from, taps, span);
+            case 6: return weighted_sum_of<6>(out, from, taps, span);
+            case 12: return weighted_sum_of<12>(out, from, taps, span);
+        }
     }
     constexpr int64_t BLOCK = 128;
     A sum[BLOCK];
-    for (int64_t start = 0; start < len; start += BLOCK) {
-        const int64_t size = std::min(BLOCK, len - start);
-        for (int64_t i = 0; i < size; i++) sum[i] = ADD ? static_cast<A>(widen(out[start + i])) : A(0);
-        for (int64_t m = 0; m < n; m++) {
-            const In* p = from[m] + start;
-            const A tap = taps[m];
+    for (int64_t j = 0; j < span.num; j++) {
+        for (int64_t start = 0; start < span.len; start += BLOCK) {
+            const int64_t size = std::min(BLOCK, span.len - start);
+            Out* __restrict to = out + j * span.out_step + start;
+            for (int64_t i = 0; i < size; i++) sum[i] = ADD ? static_cast<A>(widen(to[i])) : A(0);
+            for (int64_t m = 0; m < n; m++) {
+                const In* p = from[m] + j * span.in_step + start;
+                const A tap = taps[m];
 #pragma GCC ivdep
-            for (int64_t i = 0; i < size; i++) sum[i] += tap * widen(p[i]);
+                for (int64_t i = 0; i < size; i++) sum[i] += tap * widen(p[i]);
+            }
+            for (int64_t i = 0; i < size; i++) to[i] = narrow<Out>(sum[i]);
         }
-        for (int64_t i = 0; i < size; i++) out[start + i] = narrow<Out>(sum[i]);
     }
 }
 
@@ -145,14 +176,15 @@ template <class T> class Rows {
 
   public:
     Rows(const Problem& p, const Columns& columns)
-        : p_(p), columns_(columns), width_((columns.high - columns.low) * p.step), row_(width_, A(0)) {
+        : p_(p), columns_(columns), sum_size_(p.x.out * p.step) {
+        row_.resize((columns.high - columns.low) * p.step);
         if (p.is_separable) fold(p.along_x);
-        if (!p.is_separable) sum_.resize(p.x.out * p.step), whole_.assign(p.whole.begin(), p.whole.end());
+        if (!p.is_separable) sum_.resize(sum_size_), whole_.assign(p.whole.begin(), p.whole.end());
         along_y_.assign(p.along_y.begin(), p.along_y.end());
         is_scattered_ = p.step < FEW_CHANNELS && (columns.period > 1 || columns.stride > 1);
         if (is_scattered_) {
             comb_len_ = ((columns.high - columns.low + columns.stride - 1) / columns.stride + 1) * p.step;
-            if (columns.stride > 1) comb_.assign(comb_len_ * columns.stride, A(0));
+            if (columns.stride > 1) comb_.resize(comb_len_ * columns.stride);
             if (columns.period > 1) phase_.resize((p.x.out / columns.period + 1) * p.step);
         }
     }
@@ -166,7 +198,7 @@ template <class T> class Rows {
             std::fill(out, out + p_.x.out * p_.step, T{});
             return;
         }
-        std::fill(sum_.begin(), sum_.end(), A(0));
+        std::fill(sum_.data(), sum_.data() + sum_size_, A(0));
         const A one = 1;
         for (int64_t m = 0; m < rows.count; m++) {
             gather(plane, rows.start + m, &one, 1);
@@ -174,7 +206,7 @@ template <class T> class Rows {
             fold(std::vector<double>(taps, taps + p_.x.taps));
             across<true>(sum_.data(), taps_x_);
         }
-        for (int64_t i = 0; i < p_.x.out * p_.step; i++) out[i] = narrow<T>(sum_[i]);
+        for (int64_t i = 0; i < sum_size_; i++) out[i] = narrow<T>(sum_.data()[i]);
     }
 
   private:
@@ -199,7 +231,7 @@ template <class T> class Rows {
             weight[m] = taps[m * p_.y.up];
         }
         weighted_sum<false>(row_.data() + (a - columns_.low) * p_.step, from.data(), weight.data(), count,
-                            (b - a) * p_.step);
+                            {(b - a) * p_.step});
     }
 
     // Filter row_ along x.
@@ -211,20 +243,19 @@ template <class T> class Rows {
             const int64_t base = m.start - columns_.low, num = (p_.x.out - phase - 1) / period + 1;
             std::array<const A*, MAX_TAPS> from;
             if (!is_scattered_ && (period > 1 || stride > 1)) {  // pixel by pixel
-                for (int64_t j = 0; j < num; j++) {
-                    for (int64_t k = 0; k < m.count; k++) from[k] = row_.data() + (base + stride * j + k) * step;
-                    weighted_sum<ADD>(out + (phase + period * j) * step, from.data(), taps[phase].data(), m.count, step);
-                }
+                for (int64_t k = 0; k < m.count; k++) from[k] = row_.data() + (base + k) * step;
+                weighted_sum<ADD>(out + phase * step, from.data(), taps[phase].data(), m.count,
+                                  {step, num, period * step, stride * step});
                 continue;
             }
             for (int64_t k = 0; k < m.count; k++)
                 from[k] = stride > 1 ? comb_.data() + (base + k) % stride * comb_len_ + (base + k) / stride * step
                                      : row_.data() + (base + k) * step;
             if (period == 1) {
-                weighted_sum<ADD>(out, from.data(), taps[phase].data(), m.count, num * step);
+                weighted_sum<ADD>(out, from.data(), taps[phase].data(), m.count, {num * step});
                 continue;
             }
-            weighted_sum<false>(phase_.data(), from.data(), taps[phase].data(), m.count, num * step);
+            weighted_sum<false>(phase_.data(), from.data(), taps[phase].data(), m.count, {num * step});
             for (int64_t c = 0; c < step; c++) {
                 Out* to = out + phase * step + c;
                 const A* values = phase_.data() + c;
@@ -250,9 +281,10 @@ template <class T> class Rows {
 
     const Problem& p_;
     const Columns& columns_;
-    int64_t width_, comb_len_ = 0;
+    int64_t sum_size_, comb_len_ = 0;
     bool is_scattered_ = false;
-    std::vector<A> row_, comb_, phase_, sum_, whole_, along_y_;
+    Buffer<A> row_, comb_, phase_, sum_;
+    std::vector<A> whole_, along_y_;
     std::vector<std::vector<A>> taps_x_;
 };
 
@@ -338,7 +370,7 @@ at::Tensor upfirdn2d(const at::Tensor& x, const at::Tensor& f, int64_t up_x, int
 
 // ---- bias_act, piecewise linear activations
 
-enum Act : int64_t { LINEAR = 1, RELU = 2, LRELU = 3 };
+enum Act : int64_t { LINEAR = 1, RELU = 2, LRELU = 3 };  // linear runs as lrelu with alpha 1
 
 template <class A> struct Settings {
     A alpha, gain, clamp;  // clamp < 0: none
@@ -346,13 +378,11 @@ template <class A> struct Settings {
 };
 
 template <int ACT, class A> inline A slope_at(A u, A alpha) {
-    if constexpr (ACT == LINEAR) return A(1);
     if constexpr (ACT == RELU) return u > A(0) ? A(1) : A(0);
     return u > A(0) ? A(1) : alpha;
 }
 
 template <int ACT, class A> inline A value_at(A u, A alpha) {
-    if constexpr (ACT == LINEAR) return u;
     if constexpr (ACT == RELU) return u <= A(0) ? A(0) : u;  // NaN stays
     return u > A(0) ? u : u * alpha;
 }
@@ -423,10 +453,9 @@ template <class T> void choose_act(const at::Tensor& x, const at::Tensor& ref, c
                                    bool by_value) {
     const auto data = [](const at::Tensor& t) { return t.defined() ? static_cast<T*>(t.data_ptr()) : nullptr; };
     using A = compute_t<T>;
-    const Settings<A> s{static_cast<A>(alpha), static_cast<A>(gain), static_cast<A>(clamp), clamp >= 0, by_value};
+    const Settings<A> s{act == LINEAR ? A(1) : static_cast<A>(alpha), static_cast<A>(gain), static_cast<A>(clamp), clamp >= 0, by_value};
     const int64_t channels = b.defined() ? b.numel() : 1;
     const T* r = ref.defined() ? data(ref) : data(x);  // linear without a clamp looks at none
-    if (act == LINEAR) return choose<T, LINEAR>(data(x), r, data(b), data(y), order, x.numel(), inner, channels, s);
     if (act == RELU) return choose<T, RELU>(data(x), r, data(b), data(y), order, x.numel(), inner, channels, s);
     return choose<T, LRELU>(data(x), r, data(b), data(y), order, x.numel(), inner, channels, s);
 }

@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from torch_utils import custom_ops
 
 NATIVE_MAX_TAPS = 32  # along an axis; longer filters are left to torch
+NATIVE_MAX_ROW = 4096  # channels times width of channels-last images that are only filtered; above, torch is faster
+NATIVE_MAX_PLANES = 16  # channels of images that are not channels-last; with more, torch is faster
 
 
 def setup_filter(
@@ -102,7 +104,7 @@ def upfirdn2d(
         raise ValueError("the filter requires a gradient, but none is defined; pass f.detach()")
     if f is None or not custom_ops.fast_paths(impl):
         return _reference(x, f, (upx, upy), (downx, downy), (padx0, padx1, pady0, pady1), flip_filter, gain)
-    if _suits_native(x, f) and custom_ops.selected() == "native":
+    if _suits_native(x, f, upx * upy * downx * downy == 1) and custom_ops.selected() == "native":
         return _native()(x, f, upx, upy, downx, downy, padx0, padx1, pady0, pady1, flip_filter, gain)
     return _Resample.apply(x, f, (upx, upy), (downx, downy), (padx0, padx1, pady0, pady1), flip_filter, gain)
 
@@ -245,10 +247,12 @@ def _adjoint_padding(
     )
 
 
-def _suits_native(x: torch.Tensor, f: torch.Tensor) -> bool:
-    """Whether the compiled operator takes this call."""
+def _suits_native(x: torch.Tensor, f: torch.Tensor, is_size_kept: bool) -> bool:
+    """Whether the compiled operator takes this call and is faster (benchmarks/bench_ops.py)."""
+    is_wide = is_size_kept and x.shape[1] * x.shape[3] >= NATIVE_MAX_ROW
     return (
-        x.device.type == f.device.type == "cpu"
+        (x.shape[1] < NATIVE_MAX_PLANES or not is_wide and x.is_contiguous(memory_format=torch.channels_last))
+        and x.device.type == f.device.type == "cpu"
         and x.dtype in (torch.float32, torch.float64, torch.bfloat16)
         and f.dtype == torch.float32
         and max(f.shape) <= NATIVE_MAX_TAPS
