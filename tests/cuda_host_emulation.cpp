@@ -27,22 +27,26 @@ struct Watch {
     void complain(const char* what, int64_t value) {
         if (problem.empty()) problem = std::string(what) + " " + std::to_string(value);
     }
-    void read(const void* pointer, size_t bytes) {
+    bool read(const void* pointer, size_t bytes) {
         const char* p = static_cast<const char*>(pointer);
         for (const Range& r : readable)
             if (p >= r.begin && p + bytes <= r.end) {
                 if (reinterpret_cast<uintptr_t>(p) % bytes) complain("misaligned read of bytes:", bytes);
-                return;
+                return true;
             }
         complain("read outside of every tensor, bytes:", bytes);
+        return false;
     }
-    void write(const void* pointer, size_t bytes) {
+    bool write(const void* pointer, size_t bytes) {
         const char* p = static_cast<const char*>(pointer);
-        if (p < writable.begin || p + bytes > writable.end)
-            return complain("write outside of the output, bytes:", bytes);
+        if (p < writable.begin || p + bytes > writable.end) {
+            complain("write outside of the output, bytes:", bytes);
+            return false;
+        }
         if (reinterpret_cast<uintptr_t>(p) % bytes) complain("misaligned write of bytes:", bytes);
         for (size_t i = p - writable.begin; !written.empty() && bytes--; i++)
             if (written[i]++) complain("written twice, byte", i);
+        return true;
     }
     void shared(int64_t index, int64_t size) {
         if (index < 0 || index >= size) complain("outside of shared memory, cell", index);
@@ -53,8 +57,8 @@ Watch watch;
 
 }  // namespace
 
-#define SGR_CHECK_READ(pointer, bytes) watch.read(pointer, bytes)
-#define SGR_CHECK_WRITE(pointer, bytes) watch.write(pointer, bytes)
+#define SGR_MAY_READ(pointer, bytes) watch.read(pointer, bytes)
+#define SGR_MAY_WRITE(pointer, bytes) watch.write(pointer, bytes)
 #define SGR_CHECK_SHARED(index, size) watch.shared(index, size)
 
 #include "../torch_utils/ops/bias_act_kernel.h"

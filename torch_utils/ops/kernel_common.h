@@ -32,9 +32,9 @@
 #endif
 
 // The host emulation defines these before it includes this file, to check every access.
-#if !defined(SGR_CHECK_READ)
-#define SGR_CHECK_READ(pointer, bytes)
-#define SGR_CHECK_WRITE(pointer, bytes)
+#if !defined(SGR_MAY_READ)
+#define SGR_MAY_READ(pointer, bytes) true
+#define SGR_MAY_WRITE(pointer, bytes) true
 #define SGR_CHECK_SHARED(index, size)
 #endif
 
@@ -135,22 +135,20 @@ template <> struct Word<16> {
 
 // Read what no thread of the launch writes.
 template <class V> SGR_DEVICE V load(const V* p) {
-    SGR_CHECK_READ(p, sizeof(V));
 #if defined(__CUDA_ARCH__)
     using W = typename Word<sizeof(V)>::type;
     return bits_as<V>(__ldg(reinterpret_cast<const W*>(p)));
 #else
-    return *p;
+    return SGR_MAY_READ(p, sizeof(V)) ? *p : V{};
 #endif
 }
 
 template <class V> SGR_DEVICE void store(V* p, const V& v) {
-    SGR_CHECK_WRITE(p, sizeof(V));
 #if defined(__CUDA_ARCH__)
     using W = typename Word<sizeof(V)>::type;
     *reinterpret_cast<W*>(p) = bits_as<W>(v);
 #else
-    *p = v;
+    if (SGR_MAY_WRITE(p, sizeof(V))) *p = v;
 #endif
 }
 
@@ -188,11 +186,7 @@ struct Divider {
         return Divider(static_cast<uint32_t>(d < most ? d : most));
     }
     SGR_DEVICE uint32_t quotient(uint32_t n) const {
-#if defined(__CUDA_ARCH__)
-        return (__umulhi(n, factor) + n) >> shift;
-#else
         return (static_cast<uint32_t>((static_cast<uint64_t>(n) * factor) >> 32) + n) >> shift;
-#endif
     }
     // The remainder; n becomes the quotient.
     SGR_DEVICE uint32_t split(uint32_t& n) const {
