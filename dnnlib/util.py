@@ -1,5 +1,6 @@
 """Attribute dictionary, readable durations, and opening of files by path or URL. Standard library only."""
 
+import contextlib
 import hashlib
 import io
 import os
@@ -10,6 +11,7 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -34,6 +36,17 @@ class EasyDict(dict):
             del self[name]
         except KeyError:
             raise AttributeError(name) from None
+
+
+@contextlib.contextmanager
+def naming(path: str | os.PathLike) -> Iterator[None]:
+    """An OSError inside that names no file, as that of a full disk, names `path`."""
+    try:
+        yield
+    except OSError as err:
+        if err.filename is None:
+            err.filename = os.fspath(path)
+        raise
 
 
 def format_time(seconds: float) -> str:

@@ -215,14 +215,17 @@ def _add(archive: zipfile.ZipFile, name: str, data: bytes) -> None:
 def _atomic_zip(dest: str) -> Iterator[zipfile.ZipFile]:
     """A zip that takes its name only when it is complete."""
     folder, name = os.path.split(dest)
-    os.makedirs(folder, exist_ok=True)
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as err:
+        raise ValueError(f"{dest} can't be written: a part of its folder's name, {err.filename}, is a file") from err
     tmp = os.path.join(folder, f".{name}.{os.getpid()}.tmp")
     try:
         with zipfile.ZipFile(tmp, "w", zipfile.ZIP_STORED) as archive:
             yield archive
         os.replace(tmp, dest)
     except OSError as err:
-        if err.filename == tmp:
+        if err.filename in (tmp, None):
             err.filename = dest  # the name that the user knows
         raise
     finally:

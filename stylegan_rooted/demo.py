@@ -66,7 +66,7 @@ def run(
     finetune.check_outdir(outdir)
     data = emoji_zip(say)
     config = demo_config(data, outdir, kimg=kimg, seed=seed, device=device)
-    run_path = finetune.run(config, say=say, progress_bar=progress_bar, grid_size=GRID)
+    run_path = finetune.run(config, say=say, progress_bar=progress_bar)
     network = max(run_path.glob("network-snapshot-*.pkl"))
     report_path = run_path / "report"
     say("Measuring before and after, writing the report")
@@ -91,12 +91,12 @@ def demo_config(data: Path, outdir: str, *, kimg: float, seed: int, device: str)
     return FinetuneConfig(
         resume=str(NETWORK),
         data=DataConfig(path=str(data), mirror=True),
-        loss=LossConfig(name="rooted", k="2", tail="linear", tail_at=6.0, gamma=0.05, pl_weight=0.0, style_mixing=0.0),
+        loss=LossConfig(name="rooted", k="2", tail="linear", tail_at=4.0, gamma=0.5, pl_weight=0.0, style_mixing=0.0),
         augment=AugmentConfig(aug="noaug"),
-        optim=OptimConfig(batch=batch, g_reg_interval=None, ema_kimg=min(2.0, kimg / 4)),
+        optim=OptimConfig(batch=batch, glr=0.002, dlr=0.002, g_reg_interval=None, ema_kimg=min(1.0, kimg / 4)),
         schedule=ScheduleConfig(kimg=kimg, tick=max(kimg / 8, 0.05), snap=4),
         metric=MetricConfig(metrics=("fid", "kid"), detector="embedded", num=1000),
-        runtime=RuntimeConfig(outdir=outdir, seed=seed, device=device),
+        runtime=RuntimeConfig(outdir=outdir, seed=seed, device=device, grid=GRID),
     )
 
 

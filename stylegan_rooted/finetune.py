@@ -1,12 +1,15 @@
 """Set up a fine-tuning run from its configuration and let `training.training_loop` train it."""
 
 import os
+import re
+import shutil
 import signal
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +17,13 @@ import numpy as np
 import torch
 
 from dnnlib import EasyDict
+from metrics.evaluate import MetricResult
 from stylegan_rooted import evaluation, losses, presets
 from torch_utils import images, misc, seeding
 from training import network_pickle, run_dir
 from training.ada import AdaController
 from training.augment import AUGMENT_PRESETS, AugmentPipe
-from training.config import AugmentConfig, FinetuneConfig, LossConfig, NetworkConfig
+from training.config import MIN_RESOLUTION, AugmentConfig, FinetuneConfig, LossConfig, NetworkConfig
 from training.dataset import ImageDataset, InfiniteSampler, check_fits, grid_indices, iterate_batches
 from training.loss import GanLoss
 from training.network_pickle import NetworkPickle
@@ -37,7 +41,6 @@ def run(
     *,
     say: Say,
     progress_bar: Callable[..., Any] | None = None,
-    grid_size: tuple[int, int] | None = None,
 ) -> Path:
     """Fine-tune as `config` says; returns the run directory.
 
@@ -45,7 +48,6 @@ def run(
         config: Options; every None is resolved here from checkpoint and data.
         say: Receives lines for people.
         progress_bar: Context-manager factory `progress_bar(length)` with `.update(n)`; None shows none.
-        grid_size: (columns, rows) of the image grids; None: the family's 8K grid.
 
     Raises:
         ValueError, OSError: Something the user can mend; nothing has been written then.
@@ -55,15 +57,19 @@ def run(
     config = plan.config
     configure_torch(config, plan.device)
     path = run_dir.create(config.runtime.outdir, describe(plan))
-    say(f"Run folder: {path}")
-    say(
-        f"Device: {plan.device}, {torch.get_num_threads()} threads"
-        if plan.device.type == "cpu"
-        else f"Device: {plan.device} ({torch.cuda.get_device_name(plan.device)})"
-    )
-    training_run = build_run(plan, path, grid_size)
-    write_start(training_run, plan)
-    hooks = RunHooks(training_run, say, progress_bar)
+    try:
+        say(f"Run folder: {path}")
+        say(
+            f"Device: {plan.device}, {torch.get_num_threads()} threads"
+            if plan.device.type == "cpu"
+            else f"Device: {plan.device} ({torch.cuda.get_device_name(plan.device)})"
+        )
+        training_run = build_run(plan, path)
+        write_start(training_run, plan)
+        hooks = RunHooks(training_run, say, progress_bar)
+    except BaseException:
+        shutil.rmtree(path, ignore_errors=True)  # nothing of worth is in it before the first step
+        raise
     with flushed_denormals(), hooks, catch_signals(hooks):
         train(training_run, hooks)
     say(f"Done: {path}")
@@ -106,7 +112,6 @@ def prepare(config: FinetuneConfig) -> Plan:
     device = resolve_device(config.runtime.device)
     check_outdir(config.runtime.outdir or ".")
     checkpoint = None if config.resume in ("none", "noresume") else network_pickle.load(config.resume)
-    resolution = checkpoint.G_ema.img_resolution if checkpoint else config.network.resolution
     dataset = ImageDataset(
         config.data.path,
         resolution=None,
@@ -120,59 +125,64 @@ def prepare(config: FinetuneConfig) -> Plan:
             f"--subset {config.data.subset} is more than the {dataset.num_source_images} images of {config.data.path}"
         )
     if checkpoint:
-        G = checkpoint.G_ema
-        check_fits(
-            resolution=dataset.resolution,
-            num_channels=dataset.num_channels,
-            label_dim=dataset.label_dim,
-            want_resolution=G.img_resolution,
-            want_channels=G.img_channels,
-            want_label_dim=G.c_dim,
-            data=config.data.path,
-            network=config.resume,
-        )
-    elif resolution is not None and resolution != dataset.resolution:
-        check_fits(
-            resolution=dataset.resolution,
-            num_channels=dataset.num_channels,
-            label_dim=dataset.label_dim,
-            want_resolution=resolution,
-            want_channels=dataset.num_channels,
-            want_label_dim=dataset.label_dim,
-            data=config.data.path,
-            network="--resolution",
-        )
+        G: Any = checkpoint.G_ema
+        network, wanted = config.resume, (G.img_resolution, G.img_channels, G.c_dim)
+    else:
+        side = config.network.resolution or max(1 << (dataset.resolution.bit_length() - 1), MIN_RESOLUTION)
+        network = "--resolution" if config.network.resolution else "a new network"
+        wanted = side, dataset.num_channels, dataset.label_dim
+    check_fits(
+        resolution=dataset.resolution,
+        num_channels=dataset.num_channels,
+        label_dim=dataset.label_dim,
+        want_resolution=wanted[0],
+        want_channels=wanted[1],
+        want_label_dim=wanted[2],
+        data=config.data.path,
+        network=network,
+    )
     facts = None
     if checkpoint:
+        check_freezed(checkpoint.D, config.optim.freezed)
         mbstd = getattr(checkpoint.D.b4, "mbstd", None)
         facts = presets.Checkpoint(resolution=dataset.resolution, mbstd_group=mbstd.group_size if mbstd else None)
     config = presets.resolve(config, resolution=dataset.resolution, checkpoint=facts, device=device.type)
-    if not checkpoint and device.type != "cpu" and not config.runtime.fp32:
-        config = replace(config, network=replace(config.network, num_fp16_res=4))
     return Plan(config=config, device=device, dataset=dataset, checkpoint=checkpoint)
+
+
+def check_freezed(D: Any, freezed: int) -> None:
+    """Refuse to freeze more layers than the discriminator has in front of its last block."""
+    most = sum(getattr(D, f"b{resolution}").num_layers for resolution in D.block_resolutions)
+    if freezed > most:
+        raise ValueError(f"--freezed {freezed}: this discriminator has {most} layers that can be frozen")
 
 
 def resolve_device(name: str) -> torch.device:
     """`auto` is cuda where there is one.
 
     Raises:
-        ValueError: CUDA asked for and not there.
+        ValueError: No such device here.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name.startswith("cuda") and not torch.cuda.is_available():
+    if not re.fullmatch(r"cpu|cuda(:[0-9]{1,3})?", name):
+        raise ValueError(f"--device {name} is unknown; one of auto, cpu, cuda, cuda:N")
+    device = torch.device(name)
+    if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"--device {name}: this torch ({torch.__version__}) sees no CUDA device; use --device cpu")
-    return torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"--device {name}: there are {torch.cuda.device_count()} CUDA devices, counted from 0")
+    return device
 
 
-def check_outdir(outdir: str) -> None:
+def check_outdir(outdir: str, option: str = "--outdir") -> None:
     """Refuse a folder that cannot be written, before any work."""
     path = Path(outdir)
     existing = next(p for p in [path, *path.absolute().parents] if p.exists())
     if not existing.is_dir():
-        raise NotADirectoryError(f"--outdir {outdir}: {existing} is a file; name a folder")
+        raise NotADirectoryError(f"{option} {outdir}: {existing} is a file; name a folder")
     if not os.access(existing, os.W_OK | os.X_OK):
-        raise PermissionError(f"--outdir {outdir}: no permission to write in {existing}")
+        raise PermissionError(f"{option} {outdir}: no permission to write in {existing}")
 
 
 def configure_torch(config: FinetuneConfig, device: torch.device) -> None:
@@ -219,7 +229,7 @@ def describe(plan: Plan) -> str:
     config, parts = plan.config, [plan.dataset.name or "data"]
     if config.data.cond:
         parts.append("cond")
-    if config.data.subset:
+    if is_subset(config, plan.dataset):
         parts.append(f"subset{config.data.subset}")
     if config.data.mirror:
         parts.append("mirror")
@@ -232,6 +242,10 @@ def describe(plan: Plan) -> str:
         parts.append(config.augment.aug)
     if config.augment.p is not None:
         parts.append(f"p{config.augment.p:g}")
+    if config.augment.target not in (None, presets.ADA_TARGET):
+        parts.append(f"target{config.augment.target:g}")
+    if config.augment.aug != "noaug" and config.augment.augpipe != AugmentConfig.augpipe:
+        parts.append(config.augment.augpipe)
     parts.append("noresume" if plan.checkpoint is None else "resumecustom")
     if config.optim.freezed:
         parts.append(f"freezed{config.optim.freezed}")
@@ -246,12 +260,14 @@ def build_networks(plan: Plan) -> tuple[torch.nn.Module, torch.nn.Module, torch.
     if plan.checkpoint is None:
         with seeding.scoped(config.runtime.seed, "init"):
             G, D = new_networks(config.network, dataset, config.optim.freezed)
+        check_freezed(D, config.optim.freezed)
         G_ema = deepcopy(G)
     else:
         G, D, G_ema = plan.checkpoint.G, plan.checkpoint.D, plan.checkpoint.G_ema
-        if config.optim.freezed:
-            kwargs = deepcopy(D.init_kwargs)
-            kwargs.block_kwargs = EasyDict({**kwargs.get("block_kwargs", {}), "freeze_layers": config.optim.freezed})
+        kwargs = deepcopy(D.init_kwargs)
+        block_kwargs = kwargs.get("block_kwargs", {})
+        if block_kwargs.get("freeze_layers", 0) != config.optim.freezed:  # frozen layers of the checkpoint thaw
+            kwargs.block_kwargs = EasyDict({**block_kwargs, "freeze_layers": config.optim.freezed})
             frozen = Discriminator(**kwargs)
             misc.copy_params_and_buffers(D, frozen.requires_grad_(False), require_all=True)
             D = frozen
@@ -298,7 +314,7 @@ def build_augmentation(config: AugmentConfig, device: torch.device) -> tuple[Aug
     )
 
 
-def build_run(plan: Plan, path: Path, grid_size: tuple[int, int] | None) -> Run:
+def build_run(plan: Plan, path: Path) -> Run:
     """Assemble networks, loss, phases and data into a `Run`."""
     config, dataset, device = plan.config, plan.dataset, plan.device
     G, D, G_ema = build_networks(plan)
@@ -348,7 +364,7 @@ def build_run(plan: Plan, path: Path, grid_size: tuple[int, int] | None) -> Run:
             g_reg_interval=config.optim.g_reg_interval,
             d_reg_interval=config.optim.d_reg_interval,
         ),
-        grid=fixed_grid(dataset, G.z_dim, config.runtime.seed, grid_size),
+        grid=fixed_grid(dataset, G.z_dim, config.runtime.seed, config.runtime.grid),
         progress=Progress(total_nimg=round(config.schedule.kimg * 1000), tick_nimg=round(config.schedule.tick * 1000)),
         training_set_kwargs=training_set_kwargs(config, dataset),
     )
@@ -372,7 +388,12 @@ def training_set_kwargs(config: FinetuneConfig, dataset: ImageDataset) -> dict[s
         "xflip": config.data.mirror,
         "resolution": dataset.resolution,
     }
-    return {**kwargs, "random_seed": config.runtime.seed} if config.data.subset else kwargs
+    return {**kwargs, "random_seed": config.runtime.seed} if is_subset(config, dataset) else kwargs
+
+
+def is_subset(config: FinetuneConfig, dataset: ImageDataset) -> bool:
+    """Whether images are left out: `--subset` with all of them is none."""
+    return config.data.subset is not None and config.data.subset < dataset.num_source_images
 
 
 def write_start(run: Run, plan: Plan) -> None:
@@ -399,6 +420,7 @@ class RunHooks:
         self.run = run
         self.say = say
         self.stop_requested: str | None = None
+        self.measuring = False
         self._bar_factory = progress_bar or (lambda length: nullcontext())
         self._bar_context: Any = None
         self._bar: Any = None
@@ -436,19 +458,17 @@ class RunHooks:
                 f"Warning: ADA wants more augmentation than --p-max {run.config.augment.p_max}; the discriminator "
                 "overfits: more data, a larger --gamma or an earlier stop may help"
             )
-        if self._events is not None:
-            for name, scalar in scalars.items():
-                self._events.add_scalar(
-                    name, scalar.mean, global_step=progress.cur_nimg // 1000, walltime=progress.tick_end_time
-                )
+        for name, scalar in scalars.items():
+            self._add_event(run, name, scalar.mean)
 
     def on_snapshot(self, run: Run, path: Path) -> None:
         if self._evaluator is None:
             return
         start = time.time()
-        rows, problem = self._evaluator.evaluate(run.G_ema)
+        rows, problem = self._measure(self._evaluator, run)
         if problem:
-            self.say(f"Metrics left out: {problem} (training goes on)")
+            ends = run.progress.finished or self.stop_requested
+            self.say(f"Metrics left out: {problem}" + ("" if ends else " (training goes on)"))
         for row in rows:
             record = evaluation.jsonl_record(
                 row, snapshot=path.name, nimg=run.progress.cur_nimg, seconds=time.time() - start
@@ -459,23 +479,47 @@ class RunHooks:
                 + (f" ± {row.spread:.2g}" if row.spread is not None else "")
                 + f"  ({row.num_fake} generated against {row.num_real} real images; {row.extractor})"
             )
-            if self._events is not None:
-                self._events.add_scalar(f"Metrics/{row.label}", row.value, global_step=run.progress.cur_nimg // 1000)
+            self._add_event(run, f"Metrics/{row.label}", row.value)
 
     def should_stop(self, run: Run) -> bool:
         if self.stop_requested:
             self.say(f"{self.stop_requested}: stopping after this step with a snapshot")
         return self.stop_requested is not None
 
+    def _measure(self, evaluator: evaluation.Evaluator, run: Run) -> tuple[list[MetricResult], str | None]:
+        """(results, None) or ([], why there are none). Nothing that a measurement does may end the training."""
+        if self.stop_requested:
+            return [], f"stopped by {self.stop_requested}"
+        self.measuring = True
+        try:
+            return evaluator.evaluate(run.G_ema)
+        except KeyboardInterrupt:
+            if not self.stop_requested:
+                raise
+            return [], f"stopped by {self.stop_requested}"
+        except Exception as e:
+            with open(run.path / "log.txt", "a", encoding="utf-8") as f:
+                f.write(traceback.format_exc())
+            return [], f"{type(e).__name__}: {' '.join(str(e).split())} (see log.txt)"
+        finally:
+            self.measuring = False
+
+    def _add_event(self, run: Run, name: str, value: float) -> None:
+        """One point of a TensorBoard curve: over whole kimg and seconds since the start (spec section 2)."""
+        if self._events is not None:
+            seconds = time.time() - run.progress.start_time
+            self._events.add_scalar(name, value, global_step=run.progress.cur_nimg // 1000, walltime=seconds)
+
 
 @contextmanager
 def catch_signals(hooks: RunHooks) -> Iterator[None]:
-    """Turn the first Ctrl-C or SIGTERM into a clean stop; the second one interrupts at once."""
+    """Turn the first Ctrl-C or SIGTERM into a clean stop, which ends a measurement; the second interrupts at once."""
 
     def request_stop(number: int, frame: Any) -> None:
-        if hooks.stop_requested:
-            raise KeyboardInterrupt
+        interrupt_now = hooks.measuring or hooks.stop_requested is not None
         hooks.stop_requested = signal.Signals(number).name
+        if interrupt_now:
+            raise KeyboardInterrupt
 
     try:
         previous = {number: signal.signal(number, request_stop) for number in (signal.SIGINT, signal.SIGTERM)}

@@ -215,7 +215,7 @@ def write_grid(
     out = Path(out)
     if out.is_dir():
         raise IsADirectoryError(f"--out {out} is a folder; name a PNG file")
-    check_outdir(str(out.parent))
+    check_outdir(str(out.parent), option="--out: folder")
     tiles = []
     for seed in seeds:
         tiles.append(render(loaded, seed, label, trunc=trunc, noise_mode=noise_mode))

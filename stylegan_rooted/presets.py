@@ -4,10 +4,12 @@ Values: spec training-and-metrics.md section 3 (the family's `--cfg` presets), f
 """
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 from training.config import FinetuneConfig
 
 CPU_PIXELS_PER_STEP = 16 * 64 * 64
+ADA_TARGET = 0.6
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,6 @@ class Checkpoint:
 
     resolution: int
     mbstd_group: int | None
-    ema_rampup: float | None = None
 
 
 def auto_preset(resolution: int, num_gpus: int = 1) -> Preset:
@@ -88,13 +89,9 @@ def resolve(config: FinetuneConfig, *, resolution: int, checkpoint: Checkpoint |
             f"--batch {batch} gives {batch_gpu} images at a time, which the discriminator's groups of {group} "
             f"do not divide; use a multiple of {group}"
         )
-    gamma = config.loss.gamma
-    if gamma is None:
-        gamma = 0.0002 * resolution**2 / batch if config.cfg == "auto" else preset.gamma
-    ema_kimg = config.optim.ema_kimg
-    if ema_kimg is None:
-        ema_kimg = batch * 10 / 32 if config.cfg == "auto" else preset.ema_kimg
-    is_cifar = config.cfg == "cifar"
+    auto = config.cfg == "auto"  # its formulas take the batch that is used, not the one they would propose
+    gamma = _first(config.loss.gamma, 0.0002 * resolution**2 / batch if auto else preset.gamma)
+    ema_kimg = _first(config.optim.ema_kimg, batch * 10 / 32 if auto else preset.ema_kimg)
     scratch = checkpoint is None
     network = config.network
     if scratch:
@@ -104,7 +101,9 @@ def resolve(config: FinetuneConfig, *, resolution: int, checkpoint: Checkpoint |
             channel_base=network.channel_base or int(preset.fmaps * 32768),
             map_depth=network.map_depth or preset.map_depth,
             mbstd_group=group,
-            d_architecture=preset.d_architecture if is_cifar else network.d_architecture,
+            d_architecture=preset.d_architecture if config.cfg == "cifar" else network.d_architecture,
+            num_fp16_res=_first(network.num_fp16_res, 0 if device == "cpu" or config.runtime.fp32 else 4),
+            conv_clamp=None if config.runtime.fp32 else network.conv_clamp,
         )
     return replace(
         config,
@@ -112,12 +111,12 @@ def resolve(config: FinetuneConfig, *, resolution: int, checkpoint: Checkpoint |
         loss=replace(
             config.loss,
             gamma=gamma,
-            pl_weight=0.0 if is_cifar else config.loss.pl_weight,
-            style_mixing=0.0 if is_cifar else config.loss.style_mixing,
+            pl_weight=_first(config.loss.pl_weight, preset.pl_weight),
+            style_mixing=_first(config.loss.style_mixing, preset.style_mixing),
         ),
         augment=replace(
             config.augment,
-            target=0.6 if config.augment.target is None and config.augment.aug == "ada" else config.augment.target,
+            target=_first(config.augment.target, ADA_TARGET if config.augment.aug == "ada" else None),
             ada_kimg=config.augment.ada_kimg or (500.0 if scratch else 100.0),
         ),
         optim=replace(
@@ -127,9 +126,7 @@ def resolve(config: FinetuneConfig, *, resolution: int, checkpoint: Checkpoint |
             glr=config.optim.glr or preset.lr,
             dlr=config.optim.dlr or preset.lr,
             ema_kimg=ema_kimg,
-            ema_rampup=config.optim.ema_rampup
-            if config.optim.ema_rampup is not None
-            else (preset.ema_rampup if scratch else None),
+            ema_rampup=_first(config.optim.ema_rampup, preset.ema_rampup if scratch else None),
         ),
     )
 
@@ -142,3 +139,8 @@ def default_batch_gpu(preset: Preset, batch: int, resolution: int, device: str) 
     while batch % share:
         share -= 1
     return share
+
+
+def _first(given: Any, automatic: Any) -> Any:
+    """What the user gave, else the automatic value; 0 counts as given."""
+    return automatic if given is None else given

@@ -69,6 +69,16 @@ def test_skipped_files_stand_in_a_table_at_the_end(run, tmp_path, source):
     assert len(starts) == 1 and lines[-1].startswith("Wrote 3 ")
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_pipes_are_not_waited_for_and_names_stay_on_their_line(run, tmp_path, source):
+    os.mkfifo(source / "pipe.png")
+    (source / "two\nlines.png").write_bytes(b"x")
+    code, _, err = run("build", source, tmp_path / "a.zip", "--resolution", 16)
+    table = err.splitlines()
+    assert code == 0 and table[0] == "Left out 2 files:" and table[-1].startswith("Wrote 3 ")
+    assert table[1:-1] == ["  pipe.png       is not a regular file", "  two?lines.png  not an image that Pillow knows"]
+
+
 def one_line(result, code: int) -> str:
     assert result[0] == code and result[1] == "", result
     assert result[2].startswith("Error: ") and result[2].count("\n") == 1, result
@@ -105,6 +115,7 @@ def test_wrong_sources_and_places(run, tmp_path, source):
     assert "neither a folder nor a .zip" in one_line(run("build", tmp_path / "file.png", dest, *build), 1)
     assert "not a readable zip" in one_line(run("build", tmp_path / "no.zip", dest, *build), 1)
     assert "file.png" in one_line(run("build", source, tmp_path / "file.png" / "a.zip", *build), 1)
+    assert "a.zip can't be written" in one_line(run("build", source, tmp_path / "file.png" / "a.zip", *build), 1)
     assert "from-json needs one" in one_line(run("build", source, dest, *build, "--labels", "from-json"), 1)
     assert not dest.exists()
     dest.write_bytes(b"mine")

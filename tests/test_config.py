@@ -6,7 +6,17 @@ import pytest
 from helpers import assert_close
 
 from stylegan_rooted.presets import Checkpoint, auto_preset, resolve
-from training.config import AugmentConfig, DataConfig, FinetuneConfig, OptimConfig, RuntimeConfig, ScheduleConfig
+from training.config import (
+    AugmentConfig,
+    DataConfig,
+    FinetuneConfig,
+    LossConfig,
+    MetricConfig,
+    NetworkConfig,
+    OptimConfig,
+    RuntimeConfig,
+    ScheduleConfig,
+)
 
 
 def test_json_round_trip_is_exact() -> None:
@@ -27,6 +37,15 @@ def test_json_round_trip_is_exact() -> None:
         ({"optim": {"batch": True}}, "optim.batch"),
         ({"data": 3}, "data."),
         ({"nonsense": 1}, "nonsense"),
+        ({"optim": {"glr": "fast"}}, "optim.glr should be float | None"),
+        ({"optim": {"batch": 4.0}}, "optim.batch"),
+        ({"data": {"mirror": 1}}, "data.mirror should be bool"),
+        ({"data": {"path": None}}, "data.path should be str"),
+        ({"metric": {"metrics": "fid"}}, "metric.metrics"),
+        ({"metric": {"metrics": 5}}, "metric.metrics"),
+        ({"metric": {"metrics": [1]}}, "metric.metrics"),
+        ({"runtime": {"grid": [4]}}, "runtime.grid"),
+        ({"runtime": {"grid": "4x2"}}, "runtime.grid"),
     ],
 )
 def test_bad_files_are_refused_by_name(values: dict, wanted: str) -> None:
@@ -50,12 +69,53 @@ def test_bad_files_are_refused_by_name(values: dict, wanted: str) -> None:
         (lambda: ScheduleConfig(tick=float("inf")), "--tick"),
         (lambda: ScheduleConfig(snap=0), "--snap"),
         (lambda: RuntimeConfig(device="tpu"), "--device"),
+        (lambda: RuntimeConfig(grid=(0, 2)), "--grid 0x2"),
+        (lambda: RuntimeConfig(seed=2**32), "--seed"),
+        (lambda: OptimConfig(g_reg_interval=-1), "--g-reg-interval -1"),
+        (lambda: OptimConfig(ema_rampup=float("nan")), "--ema-rampup"),
+        (lambda: OptimConfig(beta2=1.0), "optim.beta2"),
+        (lambda: NetworkConfig(d_architecture="odd"), "network.d_architecture"),
+        (lambda: MetricConfig(detector_mode="blurred"), "--detector-mode"),
     ],
 )
 def test_values_are_checked_where_they_live(make, option: str) -> None:
     with pytest.raises(ValueError) as error:
         make()
     assert option in str(error.value)
+
+
+def test_what_yaml_confuses_is_put_right() -> None:
+    """YAML 1.1 reads `1e-08` as text, and `k: 2` and `scale: 1.5` as numbers."""
+    config = FinetuneConfig.from_dict({"optim": {"eps": "1e-08"}, "loss": {"k": 2, "scale": 1.5}})
+    assert config.optim.eps == 1e-8 and config.loss.k == "2" and config.loss.scale == "1.5"
+
+
+def test_cifar_leaves_regularisers_out_unless_asked() -> None:
+    def resolved(**loss) -> LossConfig:
+        config = FinetuneConfig(cfg="cifar", loss=LossConfig(**loss))
+        return resolve(config, resolution=32, checkpoint=None, device="cuda").loss
+
+    assert (resolved().pl_weight, resolved().style_mixing) == (0, 0)
+    assert (resolved(pl_weight=2.0).pl_weight, resolved(style_mixing=0.9).style_mixing) == (2, 0.9)
+
+
+def test_half_precision_follows_the_device_unless_asked() -> None:
+    def network(device: str, fp32: bool = False, **settings) -> NetworkConfig:
+        config = FinetuneConfig(network=NetworkConfig(**settings), runtime=RuntimeConfig(fp32=fp32))
+        return resolve(config, resolution=64, checkpoint=None, device=device).network
+
+    assert network("cuda").num_fp16_res == 4 and network("cpu").num_fp16_res == 0
+    assert network("cuda", num_fp16_res=0).num_fp16_res == 0  # a file written on a CPU means the same on a GPU
+    assert (network("cuda", fp32=True).num_fp16_res, network("cuda", fp32=True).conv_clamp) == (0, None)
+
+
+@pytest.mark.parametrize(
+    "batch, resolution, wanted", [(32, 64, 16), (16, 32, 16), (24, 64, 12), (2, 64, 2), (8, 256, 4)]
+)
+def test_a_cpu_takes_a_batch_in_parts_that_divide_it(batch: int, resolution: int, wanted: int) -> None:
+    config = FinetuneConfig(optim=OptimConfig(batch=batch))
+    optim = resolve(config, resolution=resolution, checkpoint=None, device="cpu").optim
+    assert optim.batch_gpu == wanted and batch % wanted == 0
 
 
 def test_presets_match_the_goldens(goldens) -> None:

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import torch
 from helpers import assert_close
 from PIL import Image
 
-from stylegan_rooted import cli, finetune
+from stylegan_rooted import cli, evaluation, finetune
 from training import network_pickle, run_dir, training_loop
 from training.config import (
     AugmentConfig,
@@ -24,6 +25,7 @@ from training.config import (
     RuntimeConfig,
     ScheduleConfig,
 )
+from training.precision import half_precision_blocks
 from training.training_loop import TrainingDiverged
 
 SCRATCH = [
@@ -74,7 +76,7 @@ def tiny(pictures: Path, outdir: Path, **changes) -> FinetuneConfig:
         optim=OptimConfig(batch=4, g_reg_interval=2, d_reg_interval=2),
         schedule=ScheduleConfig(kimg=0.016, tick=0.008, snap=1),
         metric=MetricConfig(metrics=("none",)),
-        runtime=RuntimeConfig(outdir=str(outdir), device="cpu"),
+        runtime=RuntimeConfig(outdir=str(outdir), device="cpu", grid=(2, 2)),
     )
     return config.replace(**changes)
 
@@ -184,11 +186,11 @@ def test_a_run_leaves_exactly_these_files_and_can_be_resumed(pictures, tmp_path,
 
 
 def test_runs_are_deterministic_and_metrics_disturb_nothing(pictures, tmp_path) -> None:
-    plain = finetune.run(tiny(pictures, tmp_path), say=quiet, grid_size=(2, 2))
-    measured = finetune.run(tiny(pictures, tmp_path, metric=MetricConfig(num=6)), say=quiet, grid_size=(2, 2))
+    plain = finetune.run(tiny(pictures, tmp_path), say=quiet)
+    measured = finetune.run(tiny(pictures, tmp_path, metric=MetricConfig(num=6)), say=quiet)
     a, b = weights(plain / "network-snapshot-000000.pkl"), weights(measured / "network-snapshot-000000.pkl")
     assert all(torch.equal(a[key], b[key]) for key in a)
-    other = finetune.run(tiny(pictures, tmp_path, runtime__seed=1), say=quiet, grid_size=(2, 2))
+    other = finetune.run(tiny(pictures, tmp_path, runtime__seed=1), say=quiet)
     c = weights(other / "network-snapshot-000000.pkl")
     assert not all(torch.equal(a[key], c[key]) for key in a)
 
@@ -200,7 +202,7 @@ def test_chunks_of_a_batch_are_averaged(pictures, tmp_path) -> None:
         config = tiny(
             pictures, tmp_path, optim__batch_gpu=batch_gpu, network__mbstd_group=1, augment=AugmentConfig(aug="noaug")
         )
-        run = finetune.build_run(finetune.prepare(config), tmp_path, (2, 2))
+        run = finetune.build_run(finetune.prepare(config), tmp_path)
         real, labels = next(run.batches)
         assert run.phases[3].name == "Dreg"
         training_loop.step_phase(run, run.phases[3], real.float() / 127.5 - 1, labels)
@@ -209,7 +211,7 @@ def test_chunks_of_a_batch_are_averaged(pictures, tmp_path) -> None:
 
 
 def test_conditional_training(pictures, tmp_path) -> None:
-    path = finetune.run(tiny(pictures, tmp_path, data__cond=True), say=quiet, grid_size=(2, 2))
+    path = finetune.run(tiny(pictures, tmp_path, data__cond=True), say=quiet)
     networks = network_pickle.load(path / "network-snapshot-000000.pkl")
     assert networks.G_ema.c_dim == 2 and networks.training_set_kwargs["use_labels"] is True
 
@@ -223,7 +225,7 @@ def test_interrupt_ends_with_a_snapshot(pictures, tmp_path) -> None:
             os.kill(os.getpid(), signal.SIGINT)
 
     config = tiny(pictures, tmp_path, schedule=ScheduleConfig(kimg=100, tick=50, snap=50))
-    path = finetune.run(config, say=interrupt, grid_size=(2, 2))
+    path = finetune.run(config, say=interrupt)
     rows = run_dir.read_jsonl(path / "stats.jsonl")
     assert rows[-1]["Progress/kimg"]["mean"] < 1 and any("SIGINT" in line for line in said)
     assert weights(path / "network-snapshot-000000.pkl")
@@ -243,7 +245,7 @@ def test_non_finite_gradients_are_counted_left_out_and_fatal_past_the_limit(pict
     monkeypatch.setattr(finetune, "build_run", poisoned)
     said: list[str] = []
     with pytest.raises(TrainingDiverged, match="4 steps had non-finite gradients"):
-        finetune.run(config, say=said.append, grid_size=(2, 2))
+        finetune.run(config, say=said.append)
     (path,) = [p for p in tmp_path.iterdir() if p.is_dir()]
     assert all(torch.isfinite(value).all() for value in weights(path / "network-snapshot-000000.pkl").values())
     assert any("non-finite" in line for line in said)
@@ -262,10 +264,12 @@ def test_dry_run_prints_what_config_reads_back(pictures, tmp_path, capsys) -> No
         "0.5",
         "--g-reg-interval",
         "none",
+        "--grid",
+        "3x2",
     ]
     assert run_cli(*arguments, "--dry-run") == 0
     first = capsys.readouterr().out
-    assert json.loads(first)["optim"]["g_reg_interval"] is None
+    assert json.loads(first)["optim"]["g_reg_interval"] is None and json.loads(first)["runtime"]["grid"] == [3, 2]
     (tmp_path / "c.json").write_text(first)
     assert run_cli("finetune", "--config", tmp_path / "c.json", "--dry-run") == 0
     assert capsys.readouterr().out == first
@@ -295,6 +299,23 @@ def test_dry_run_prints_what_config_reads_back(pictures, tmp_path, capsys) -> No
         (["--subset", "13"], 1, "--subset"),
         (["--config", "missing.json"], 1, "missing.json"),
         (["--nonsense"], 2, "--nonsense"),
+        (["--g-reg-interval", "0"], 2, "--g-reg-interval"),
+        (["--g-reg-interval", "-1"], 2, "--g-reg-interval"),
+        (["--ada-kimg", "0"], 2, "--ada-kimg"),
+        (["--ema-kimg", "-1"], 2, "--ema-kimg"),
+        (["--gamma", "inf"], 2, "--gamma"),
+        (["--zdim", "0"], 2, "--zdim"),
+        (["--seed", "-1"], 2, "--seed"),
+        (["--device", "cuda:x"], 2, "--device"),
+        (["--metrics", ""], 2, "--metrics"),
+        (["--grid", "4"], 2, "--grid"),
+        (["--grid", "1000x1000"], 2, "--grid"),
+        (["--threads", "100000"], 2, "--threads"),
+        (["--kimg", "1e308"], 2, "--kimg"),
+        (["--tick", "1e308"], 2, "--tick"),
+        (["--resume", ""], 2, "missing option --resume"),
+        (["--aug", "noaug", "--augpipe", "bg"], 2, "--augpipe is for --aug ada or fixed"),
+        (["--aug", "fixed", "--p", "0.1", "--p-max", "0.5"], 2, "--p-max is for --aug ada"),
     ],
 )
 def test_wrong_use_is_one_line_with_the_right_exit_code(pictures, tmp_path, capsys, arguments, code, wanted) -> None:
@@ -323,9 +344,191 @@ def test_a_missing_detector_does_not_stop_training(pictures, tmp_path) -> None:
     config = tiny(
         pictures, tmp_path, metric=MetricConfig(detector="inception", detector_file=str(tmp_path / "absent.pt"))
     )
-    path = finetune.run(config, say=said.append, grid_size=(2, 2))
+    path = finetune.run(config, say=said.append)
     assert (path / "network-snapshot-000000.pkl").exists()
     assert any(line.startswith("Metrics left out: ") and "absent.pt" in line for line in said)
+
+
+def test_any_failure_of_a_measurement_is_one_line_and_training_goes_on(pictures, tmp_path, monkeypatch) -> None:
+    def broken(self, G):
+        raise RuntimeError("out of\nmemory")
+
+    monkeypatch.setattr(evaluation.Evaluator, "measure", broken)
+    said: list[str] = []
+    path = finetune.run(tiny(pictures, tmp_path, metric=MetricConfig(num=4)), say=said.append)
+    assert "Metrics left out: RuntimeError: out of memory (see log.txt) (training goes on)" in said
+    assert run_dir.read_jsonl(path / "stats.jsonl")[-1]["Progress/kimg"]["mean"] == pytest.approx(0.016)
+    assert "Traceback" in (path / "log.txt").read_text()
+
+
+def test_interrupt_while_measuring_ends_the_run_at_once(pictures, tmp_path, monkeypatch) -> None:
+    measured = []
+
+    def interrupted(self, G):
+        measured.append(1)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return []
+
+    monkeypatch.setattr(evaluation.Evaluator, "measure", interrupted)
+    said: list[str] = []
+    path = finetune.run(tiny(pictures, tmp_path, metric=MetricConfig(num=4)), say=said.append)
+    assert len(measured) == 1 and "Metrics left out: stopped by SIGTERM" in said
+    assert [row["Progress/kimg"]["mean"] for row in run_dir.read_jsonl(path / "stats.jsonl")] == pytest.approx([0.004])
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_a_second_signal_interrupts_at_once() -> None:
+    hooks = SimpleNamespace(stop_requested=None, measuring=False)
+    with pytest.raises(KeyboardInterrupt), finetune.catch_signals(hooks):
+        os.kill(os.getpid(), signal.SIGINT)
+        assert hooks.stop_requested == "SIGINT"
+        os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_failure_before_the_first_step_leaves_no_folder(pictures, tmp_path, monkeypatch) -> None:
+    def broken(*args):
+        raise ValueError("no grid")
+
+    monkeypatch.setattr(finetune, "write_start", broken)
+    with pytest.raises(ValueError, match="no grid"):
+        finetune.run(tiny(pictures, tmp_path / "runs"), say=quiet)
+    assert not list((tmp_path / "runs").iterdir())
+
+
+def test_interrupt_right_after_the_folder_is_made_leaves_none(pictures, tmp_path) -> None:
+    def interrupted(text: str) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        finetune.run(tiny(pictures, tmp_path / "runs"), say=interrupted)
+    assert not list((tmp_path / "runs").iterdir())
+
+
+@pytest.mark.parametrize(
+    "name, content, wanted",
+    [
+        ("deep.json", b"[" * 100_000, "deep.json is not JSON"),
+        ("deep.yaml", b"[" * 100_000, "deep.yaml is not YAML"),
+        ("binary.json", b"\xff\xfe", "binary.json is not a text file"),
+    ],
+)
+def test_config_files_that_are_none(pictures, tmp_path, capsys, name: str, content: bytes, wanted: str) -> None:
+    if name.endswith("yaml"):
+        pytest.importorskip("yaml")
+    (tmp_path / name).write_bytes(content)
+    assert run_cli("finetune", "--config", tmp_path / name) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert wanted in line
+
+
+def test_a_full_disk_names_the_file(tmp_path, monkeypatch) -> None:
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="options.json"):
+        run_dir.write_json(tmp_path / "options.json", {})
+    assert not list(tmp_path.iterdir())
+
+
+def test_demo_with_an_unknown_device_is_wrong_use(capsys) -> None:
+    assert run_cli("demo", "--device", "tpu") == 2
+    assert "--device tpu" in capsys.readouterr().err
+
+
+def test_frozen_layers_of_a_checkpoint_thaw_unless_asked(pictures, tmp_path) -> None:
+    first = finetune.run(tiny(pictures, tmp_path, optim__freezed=2), say=quiet)
+    snapshot = first / "network-snapshot-000000.pkl"
+    names = {}
+    for freezed in (0, 2, 3):
+        plan = finetune.prepare(tiny(pictures, tmp_path, resume=str(snapshot), optim__freezed=freezed))
+        _, D, _ = finetune.build_networks(plan)
+        names[freezed] = {name for name, _ in D.named_buffers() if name.endswith("weight")}
+        assert torch.equal(dict(D.state_dict())["b8.fromrgb.weight"], weights(snapshot)["D.b8.fromrgb.weight"])
+    assert names[0] == set() and len(names[2]) == 2 and len(names[3]) == 3
+
+
+def test_more_frozen_layers_than_there_are_is_refused(pictures, tmp_path) -> None:
+    for resume in ("none", str(finetune.run(tiny(pictures, tmp_path), say=quiet) / "network-snapshot-000000.pkl")):
+        with pytest.raises(ValueError, match="--freezed 5: this discriminator has 4 layers"):
+            finetune.run(tiny(pictures, tmp_path / "runs", resume=resume, optim__freezed=5), say=quiet)
+        finetune.build_networks(finetune.prepare(tiny(pictures, tmp_path, resume=resume, optim__freezed=4)))
+
+
+def test_ada_says_once_that_its_clamp_binds(pictures, tmp_path) -> None:
+    said: list[str] = []
+    config = tiny(
+        pictures,
+        tmp_path,
+        augment=AugmentConfig(augpipe="color", target=0.0, p_max=0.01, ada_kimg=0.1),
+        schedule=ScheduleConfig(kimg=0.064, tick=0.008, snap=100),
+    )
+    plan = finetune.prepare(config)
+    run = finetune.build_run(plan, tmp_path)
+    hooks = finetune.RunHooks(run, said.append, None)
+    for _ in range(2):
+        run.ada.observe(torch.ones(8))
+        run.ada.update(4, 4)
+        hooks.on_tick(run, {}, "tick")
+    assert run.ada.p == 0.01
+    assert sum("ADA wants more augmentation than --p-max 0.01" in line for line in said) == 1
+
+
+def test_snapshots_keep_the_precision_of_their_checkpoint(pictures, tmp_path) -> None:
+    """A CPU runs a GPU's network in float32 and says nothing of it in the file."""
+    config = tiny(pictures, tmp_path, network__num_fp16_res=1)
+    run = finetune.build_run(finetune.prepare(config), tmp_path)
+    assert not half_precision_blocks(run.G, run.D)
+    training_loop.step(run)
+    networks = network_pickle.load(training_loop.save_snapshot(run))
+    assert [len(half_precision_blocks(net)) for net in (networks.G, networks.D, networks.G_ema)] == [1, 1, 1]
+    assert not half_precision_blocks(run.G, run.D)
+
+
+def test_curves_for_tensorboard(pictures, tmp_path, monkeypatch) -> None:
+    points = []
+
+    class Writer:
+        def add_scalar(self, name, value, global_step, walltime):
+            points.append((name, value, global_step, walltime))
+
+        def close(self):
+            points.append("closed")
+
+    monkeypatch.setattr(finetune, "open_tensorboard", lambda path: Writer())
+    finetune.run(tiny(pictures, tmp_path, metric=MetricConfig(metrics=("kid",), num=4)), say=quiet)
+    assert points.pop() == "closed"
+    names = {name for name, *_ in points}
+    assert {"Loss/D/loss", "Progress/augment", "Metrics/KD"} <= names
+    assert all(step == 0 and 0 <= seconds < 1000 for _, _, step, seconds in points)
+
+
+def test_run_names_and_data_record_follow_the_family(pictures, tmp_path) -> None:
+    def plan(**changes) -> finetune.Plan:
+        return finetune.prepare(tiny(pictures, tmp_path, **changes))
+
+    name = finetune.describe(plan(data__subset=5, augment=AugmentConfig(augpipe="bg", target=0.5)))
+    assert name.startswith("pictures") and "-subset5-" in name and "-target0.5-bg-noresume" in name
+    for subset, seeded in ((5, True), (12, False), (None, False)):
+        found = plan(data__subset=subset)
+        record = finetune.training_set_kwargs(found.config, found.dataset)
+        assert record["max_size"] == (subset or 12) and ("random_seed" in record) is seeded
+        assert ("subset" in finetune.describe(found)) is seeded
+
+
+@pytest.mark.parametrize("side, wanted", [(12, 8), (4, 8)])
+def test_scratch_on_images_of_no_usable_size_names_the_remedy(tmp_path, capsys, side: int, wanted: int) -> None:
+    (tmp_path / "odd").mkdir()
+    Image.new("RGB", (side, side)).save(tmp_path / "odd" / "a.png")
+    assert run_cli("finetune", "--data", tmp_path / "odd", "--outdir", tmp_path / "out", *SCRATCH) == 1
+    message = capsys.readouterr().err
+    assert f"{side}x{side}" in message and f"DEST.zip --resolution {wanted}`" in message
+
+
+def test_neither_checkpoint_nor_scratch_is_wrong_use(pictures, tmp_path, capsys) -> None:
+    assert run_cli("finetune", "--data", pictures, "--outdir", tmp_path / "out") == 2
+    assert "missing option --resume" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
 def test_help_names_every_option_with_its_default(capsys) -> None:

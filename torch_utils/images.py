@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
+from dnnlib.util import naming
+
 WHITE = (255, 255, 255)
 
 # Pillow knows these formats but decodes them through another program, only sketches them, or cannot decode them at all.
@@ -172,7 +174,8 @@ def save_png(path: str | os.PathLike, img: torch.Tensor | np.ndarray | Image.Ima
     image = to_pil(img)
     tmp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        image.save(tmp, format="PNG", compress_level=6)
+        with naming(path):
+            image.save(tmp, format="PNG", compress_level=6)
         os.replace(tmp, path)
     finally:
         tmp.unlink(missing_ok=True)

@@ -7,12 +7,22 @@ data. Knows nothing of torch.
 
 import dataclasses
 import math
+import re
+import types
+import typing
 from dataclasses import dataclass, field
 from typing import Any
 
 AUG_MODES = ("ada", "fixed", "noaug")
 METRICS = ("fid", "kid", "none")
 DETECTORS = ("embedded", "inception")
+DETECTOR_MODES = ("clean", "legacy_tensorflow")
+D_ARCHITECTURES = ("orig", "skip", "resnet")
+MIN_RESOLUTION = 8
+MAX_KIMG = 1e9
+MAX_THREADS = 1024  # far more end OpenMP, and the process with it
+MAX_GRID = 256  # columns or rows, as with the command `grid`
+MAX_SEED = 2**32 - 1  # NumPy's RandomState takes no more
 
 
 @dataclass(frozen=True)
@@ -43,15 +53,21 @@ class NetworkConfig:
     mbstd_group: int | None = None
     d_architecture: str = "resnet"
     conv_clamp: float | None = 256.0
-    num_fp16_res: int = 0
+    num_fp16_res: int | None = None
 
     def __post_init__(self) -> None:
         _at_least("--cbase", self.channel_base, 4)
         _at_least("--cmax", self.channel_max, 1)
+        _at_least("--zdim", self.z_dim, 1)
+        _at_least("--wdim", self.w_dim, 1)
         _at_least("--map-depth", self.map_depth, 1)
         _at_least("--mbstd-group", self.mbstd_group, 1)
-        if self.resolution is not None and (self.resolution < 8 or self.resolution & (self.resolution - 1)):
-            raise ValueError(f"--resolution {self.resolution} is not a power of two of at least 8")
+        side = MIN_RESOLUTION if self.resolution is None else self.resolution
+        if side < MIN_RESOLUTION or side & (side - 1):
+            raise ValueError(f"--resolution {side} is not a power of two of at least {MIN_RESOLUTION}")
+        _at_least("network.num_fp16_res", self.num_fp16_res, 0)
+        _between("network.conv_clamp", self.conv_clamp, 0, math.inf)
+        _one_of("network.d_architecture", self.d_architecture, D_ARCHITECTURES)
 
 
 @dataclass(frozen=True)
@@ -65,8 +81,8 @@ class LossConfig:
     scale: str = "paper"
     acts_on: str = "both"
     gamma: float | None = None
-    pl_weight: float = 2.0
-    style_mixing: float = 0.9
+    pl_weight: float | None = None
+    style_mixing: float | None = None
 
     def __post_init__(self) -> None:
         _between("--gamma", self.gamma, 0, math.inf)
@@ -86,8 +102,8 @@ class AugmentConfig:
     ada_kimg: float | None = None
 
     def __post_init__(self) -> None:
-        if self.aug not in AUG_MODES:
-            raise ValueError(f"--aug {self.aug} is unknown; one of {', '.join(AUG_MODES)}")
+        _one_of("--aug", self.aug, AUG_MODES)
+        _positive("--ada-kimg", self.ada_kimg)
         _between("--p", self.p, 0, 1)
         _between("--target", self.target, 0, 1)
         _between("--p-max", self.p_max, 0, 1)
@@ -122,9 +138,16 @@ class OptimConfig:
         _at_least("--batch-gpu", self.batch_gpu, 1)
         _at_least("--freezed", self.freezed, 0)
         _at_least("--max-nonfinite", self.max_nonfinite, 0)
-        for name, value in (("--glr", self.glr), ("--dlr", self.dlr)):
-            if value is not None and not (0 < value < math.inf):
-                raise ValueError(f"{name} {value} is not a positive number")
+        _at_least("--g-reg-interval", self.g_reg_interval, 1)
+        _at_least("--d-reg-interval", self.d_reg_interval, 1)
+        _positive("--glr", self.glr)
+        _positive("--dlr", self.dlr)
+        _positive("optim.eps", self.eps)
+        for name, beta in (("optim.beta1", self.beta1), ("optim.beta2", self.beta2)):
+            if not 0 <= beta < 1:
+                raise ValueError(f"{name} {beta} is outside [0, 1)")
+        _between("--ema-kimg", self.ema_kimg, 0, math.inf)
+        _between("--ema-rampup", self.ema_rampup, 0, math.inf)
         if self.batch is not None and self.batch_gpu is not None and self.batch % self.batch_gpu:
             raise ValueError(f"--batch {self.batch} is not a multiple of --batch-gpu {self.batch_gpu}")
 
@@ -138,9 +161,9 @@ class ScheduleConfig:
     snap: int = 10
 
     def __post_init__(self) -> None:
-        for name, value in (("--kimg", self.kimg), ("--tick", self.tick)):
-            if not (0 < value < math.inf):
-                raise ValueError(f"{name} {value} is not a positive number of thousand images")
+        for option, kimg in (("--kimg", self.kimg), ("--tick", self.tick)):
+            _positive(option, kimg)
+            _between(option, kimg, 0, MAX_KIMG)
         _at_least("--snap", self.snap, 1)
 
 
@@ -155,13 +178,15 @@ class MetricConfig:
     num: int = 1000
 
     def __post_init__(self) -> None:
+        if not self.metrics:
+            raise ValueError(f"--metrics is empty; a comma list of {', '.join(METRICS)}")
         for name in self.metrics:
             if name not in METRICS:
                 raise ValueError(f"--metrics {name} is unknown; a comma list of {', '.join(METRICS)}")
         if "none" in self.metrics and len(self.metrics) > 1:
             raise ValueError("--metrics none cannot be combined with others")
-        if self.detector not in DETECTORS:
-            raise ValueError(f"--detector {self.detector} is unknown; one of {', '.join(DETECTORS)}")
+        _one_of("--detector", self.detector, DETECTORS)
+        _one_of("--detector-mode", self.detector_mode, DETECTOR_MODES)
         _at_least("--metric-num", self.num, 2)
 
 
@@ -176,11 +201,15 @@ class RuntimeConfig:
     fp32: bool = False
     tf32: bool = False
     nobench: bool = False
+    grid: tuple[int, int] | None = None
     desc: str | None = None
 
     def __post_init__(self) -> None:
-        _at_least("--threads", self.threads, 1)
-        if self.device not in ("auto", "cpu", "cuda") and not self.device.startswith("cuda:"):
+        _between("--threads", self.threads, 1, MAX_THREADS)
+        _between("--seed", self.seed, 0, MAX_SEED)
+        if self.grid is not None and not 1 <= min(self.grid) <= max(self.grid) <= MAX_GRID:
+            raise ValueError(f"--grid {self.grid[0]}x{self.grid[1]}: columns and rows lie in [1, {MAX_GRID}]")
+        if not re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,3})?", self.device):
             raise ValueError(f"--device {self.device} is unknown; one of auto, cpu, cuda, cuda:N")
 
 
@@ -235,28 +264,45 @@ def _build(cls: type, values: Any, where: str) -> Any:
         section = known[name].default_factory
         if section is not dataclasses.MISSING and dataclasses.is_dataclass(section):
             value = _build(section, value, f"{where}{name}.")  # type: ignore[arg-type]
-        elif isinstance(value, list):
-            value = tuple(value)
-        _check_type(cls, name, value, where)
+        else:
+            value = _typed(cls, name, value, where)
         arguments[name] = value
     return cls(**arguments)
 
 
-def _check_type(cls: type, name: str, value: Any, where: str) -> None:
-    annotation = str(cls.__dataclass_fields__[name].type)  # type: ignore[attr-defined]
-    annotation = {
-        "<class 'int'>": "int",
-        "<class 'float'>": "float",
-        "<class 'str'>": "str",
-        "<class 'bool'>": "bool",
-    }.get(annotation, annotation)
-    kinds = {"int": (int,), "float": (int, float), "str": (str,), "bool": (bool,), "None": (type(None),)}
-    allowed = [kinds[part.strip()] for part in annotation.split("|") if part.strip() in kinds]
-    if not allowed:
-        return
-    flat = tuple(kind for group in allowed for kind in group)
-    if not isinstance(value, flat) or (isinstance(value, bool) and bool not in flat):
-        raise ValueError(f"--config: {where}{name} should be {annotation}, got {value!r}")
+def _typed(cls: type, name: str, value: Any, where: str) -> Any:
+    """`value` as the field wants it; ValueError if it is of another kind. A list becomes a tuple, and what YAML reads
+    as the wrong one of text and number (`k: 2`, `1e-08`) is put right."""
+    annotation = typing.get_type_hints(cls)[name]
+    options = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
+    kind = next(option for option in options if option is not type(None))
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if value is None and type(None) in options:
+        return None
+    if typing.get_origin(kind) is tuple:
+        if isinstance(value, list | tuple) and _fills(typing.get_args(kind), value):
+            return tuple(value)
+    elif kind is bool:
+        if isinstance(value, bool):
+            return value
+    elif kind is str:
+        if isinstance(value, str) or number:
+            return str(value)
+    elif kind is float and isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            pass
+    elif number and (kind is float or isinstance(value, int)):
+        return value
+    wanted = annotation.__name__ if isinstance(annotation, type) else str(annotation)
+    raise ValueError(f"--config: {where}{name} should be {wanted}, got {value!r}")
+
+
+def _fills(kinds: tuple[Any, ...], values: list | tuple) -> bool:
+    if kinds[-1] is Ellipsis:
+        kinds = kinds[:1] * len(values)
+    return len(kinds) == len(values) and all(type(v) is kind for v, kind in zip(values, kinds))
 
 
 def _at_least(option: str, value: float | None, low: float) -> None:
@@ -265,5 +311,15 @@ def _at_least(option: str, value: float | None, low: float) -> None:
 
 
 def _between(option: str, value: float | None, low: float, high: float) -> None:
-    if value is not None and not low <= value <= high:
+    if value is not None and not (low <= value <= high and math.isfinite(value)):
         raise ValueError(f"{option} {value} is outside [{low}, {high}]")
+
+
+def _positive(option: str, value: float | None) -> None:
+    if value is not None and not 0 < value < math.inf:
+        raise ValueError(f"{option} {value} is not a positive number")
+
+
+def _one_of(option: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise ValueError(f"{option} {value} is unknown; one of {', '.join(known)}")

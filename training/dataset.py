@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import shlex
+import stat
 import zipfile
 import zlib
 from collections import deque
@@ -66,7 +67,10 @@ class FolderSource:
     def open(self, name: str) -> IO[bytes]:
         file = os.path.join(self.path, name)
         try:
-            if os.path.getsize(file) > MAX_FILE_BYTES:
+            status = os.stat(file)
+            if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
+                raise DatasetError(f"{name} in {self.path} is not a regular file")
+            if status.st_size > MAX_FILE_BYTES:
                 raise DatasetError(f"{name} in {self.path} is larger than {MAX_FILE_BYTES >> 20} MiB")
             return open(file, "rb")
         except OSError as err:

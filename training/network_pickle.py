@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch.overrides import TorchFunctionMode
 
-from dnnlib.util import EasyDict, open_url
+from dnnlib.util import EasyDict, naming, open_url
 from torch_utils import persistence, pickle_reader
 from torch_utils.pickle_reader import Document, ObjectRecord, PersistentRecord, PickleError, TensorRecord, printable
 from training import augment, networks
@@ -156,7 +156,7 @@ def save(
     content["training_set_kwargs"] = writer.plain(training_set_kwargs, "training_set_kwargs")
     partial = path.with_name(f"{path.name}.tmp-{os.getpid()}")
     try:
-        with open(partial, "wb") as stream:
+        with naming(path), open(partial, "wb") as stream:
             _SnapshotPickler(stream, writer).dump(content)
             stream.flush()
             os.fsync(stream.fileno())

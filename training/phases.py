@@ -57,17 +57,18 @@ def build_phases(
 
 
 def count_nonfinite(module: torch.nn.Module) -> int:
-    """Number of non-finite gradient elements of a module's parameters; 0 is the only good answer.
+    """Number of gradient elements of a module's parameters that are not finite or whose square is not; 0 is good.
 
+    The square counts because Adam keeps it: once infinite, it would hold the parameter where it is for ever.
     One pass over all gradients and one synchronisation where all is well; counting happens only where it isn't.
     """
     gradients = [p.grad for p in module.parameters() if p.grad is not None and p.grad.numel()]
     if not gradients:
         return 0
     largest = torch.stack(torch._foreach_norm(gradients, float("inf")))
-    if bool(torch.isfinite(largest).all()):
+    if bool(largest.square().isfinite().all()):
         return 0
-    return sum(int(g.numel() - torch.isfinite(g).sum()) for g in gradients)
+    return sum(int(g.numel() - g.square().isfinite().sum()) for g in gradients)
 
 
 def _adam(module: torch.nn.Module, lr: float, betas: tuple[float, float], eps: float) -> torch.optim.Adam:

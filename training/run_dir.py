@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from dnnlib.util import naming
 from torch_utils import custom_ops
 
 
@@ -45,7 +46,7 @@ def write_atomic(path: Path, data: bytes | str) -> None:
     """Write `data` to `path` so that a reader sees the old file or the whole new one."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "wb") as f:
+        with naming(path), open(temporary, "wb") as f:
             f.write(data.encode() if isinstance(data, str) else data)
             f.flush()
             os.fsync(f.fileno())
@@ -61,7 +62,7 @@ def write_json(path: Path, value: Any) -> None:
 
 def append_jsonl(path: Path, value: Any) -> None:
     """Append one object as one line."""
-    with open(path, "a", encoding="utf-8") as f:
+    with naming(path), open(path, "a", encoding="utf-8") as f:
         f.write(json.dumps(plain(value)) + "\n")
 
 

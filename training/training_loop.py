@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import torch
 
-from dnnlib.util import format_time
+from dnnlib.util import format_time, naming
 from torch_utils import images, seeding
 from training import network_pickle, run_dir
 from training.ada import AdaController
@@ -114,6 +114,8 @@ def train(run: Run, hooks: Hooks) -> None:
         TrainingDiverged: Too many steps had non-finite gradients; the last good networks have been saved.
     """
     progress = run.progress
+    progress.tick_start_time = time.time()
+    progress.maintenance_sec = progress.tick_start_time - progress.start_time
     while True:
         step(run)
         hooks.on_step(run)
@@ -125,6 +127,7 @@ def train(run: Run, hooks: Hooks) -> None:
         hooks.on_tick(run, scalars, status)
         if progress.finished or diverged or progress.tick % run.config.schedule.snap == 0:
             hooks.on_snapshot(run, save_snapshot(run))
+            progress.stopped = progress.stopped or hooks.should_stop(run)  # asked for while measuring
         if diverged:
             raise TrainingDiverged(
                 f"{progress.num_nonfinite} steps had non-finite gradients and were left out (limit --max-nonfinite "
@@ -185,7 +188,6 @@ def step_phase(run: Run, phase: Phase, real_img: torch.Tensor, real_c: torch.Ten
         progress.num_nonfinite += 1
     else:
         phase.opt.step()
-    run.stats.report("Progress/nonfinite", float(progress.num_nonfinite))
     run.stats.report(f"Timing/{phase.name}", (time.perf_counter() - start) * 1000)
 
 
@@ -221,6 +223,7 @@ def finish_tick(run: Run) -> tuple[dict[str, Scalar], str]:
         "Progress/tick": progress.tick,
         "Progress/kimg": progress.cur_nimg / 1000,
         "Progress/augment": augment_p,
+        "Progress/nonfinite": progress.num_nonfinite,
         "Timing/total_sec": total_sec,
         "Timing/sec_per_tick": sec_per_tick,
         "Timing/sec_per_kimg": sec_per_tick / kimg_done,
@@ -249,7 +252,7 @@ def finish_tick(run: Run) -> tuple[dict[str, Scalar], str]:
     )
     row: dict[str, Any] = {name: scalar.as_dict() for name, scalar in sorted(scalars.items())}
     run_dir.append_jsonl(run.path / "stats.jsonl", {**row, "timestamp": now})
-    with open(run.path / "log.txt", "a", encoding="utf-8") as f:
+    with naming(run.path / "log.txt"), open(run.path / "log.txt", "a", encoding="utf-8") as f:
         f.write(status + "\n")
     return scalars, status
 

@@ -70,11 +70,11 @@ def main(argv: list[str] | None = None) -> None:
             raise
         fail(describe(e), 1)
     except RuntimeError as e:
-        if type(e).__name__ not in ("TrainingDiverged", "MetricUnavailable") or os.environ.get(
-            "STYLEGAN_ROOTED_TRACEBACK"
-        ):
+        kind = type(e).__name__
+        if kind not in ("TrainingDiverged", "OutOfMemoryError") or os.environ.get("STYLEGAN_ROOTED_TRACEBACK"):
             raise
-        fail(one_line(str(e)), 1)
+        remedy = "; with finetune, a smaller --batch-gpu needs less" if kind == "OutOfMemoryError" else ""
+        fail(f"{one_line(str(e))}{remedy}", 1)
 
 
 def fail(message: str, code: int) -> None:

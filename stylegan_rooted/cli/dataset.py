@@ -88,6 +88,7 @@ def info(data: str) -> None:
 def _list_skipped(skipped: list[tuple[str, str]]) -> None:
     if not skipped:
         return
+    skipped = [("".join(c if c.isprintable() else "?" for c in name), reason) for name, reason in skipped]
     width = max(len(name) for name, _ in skipped)
     click.echo(f"Left out {len(skipped)} file{'s' if len(skipped) > 1 else ''}:", err=True)
     for name, reason in skipped:

@@ -2,6 +2,7 @@
 
 import click
 
+from stylegan_rooted.cli.generate import Device
 from stylegan_rooted.cli.options import TrainingBar, say
 
 DEFAULT_KIMG = 8.0
@@ -17,7 +18,9 @@ DEFAULT_KIMG = 8.0
     help="Thousands of images to train on; more gives better images.",
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of every random stream.")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
+@click.option(
+    "--device", type=Device(), default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."
+)
 def command(outdir: str, kimg: float, seed: int, device: str) -> None:
     """Fine-tune the embedded 32x32 network on Twemoji with the rooted loss: grids, FD/KD before and after, report.
 

@@ -9,6 +9,7 @@ import click
 from stylegan_rooted.cli.options import (
     CommaList,
     Field,
+    GridSize,
     GroupedCommand,
     GroupedOption,
     IntOrNone,
@@ -18,8 +19,10 @@ from stylegan_rooted.cli.options import (
     say,
     usage_errors,
 )
-from training.config import AUG_MODES, DETECTORS, FinetuneConfig
+from training.config import AUG_MODES, DETECTOR_MODES, DETECTORS, FinetuneConfig
 
+PL_AUTO = "auto: 2, 0 with --cfg cifar"
+MIXING_AUTO = "auto: 0.9, 0 with --cfg cifar"
 FIELDS = [
     Field("--data", "data.path", "Folder or zip of training images.", group="Main"),
     Field(
@@ -64,8 +67,8 @@ FIELDS = [
         "Objective",
     ),
     Field("--gamma", "loss.gamma", "R1 weight.", float, "Objective", "auto: 0.0002 * resolution^2 / batch"),
-    Field("--pl-weight", "loss.pl_weight", "Path-length weight; 0 switches it off.", float, "Objective"),
-    Field("--style-mixing", "loss.style_mixing", "Probability of style mixing.", float, "Objective"),
+    Field("--pl-weight", "loss.pl_weight", "Path-length weight; 0 switches it off.", float, "Objective", PL_AUTO),
+    Field("--style-mixing", "loss.style_mixing", "Probability of style mixing.", float, "Objective", MIXING_AUTO),
     Field("--cond", "data.cond", "Train on the labels of dataset.json.", bool, "Data"),
     Field("--subset", "data.subset", "Use only so many images.", int, "Data", "all"),
     Field("--mirror", "data.mirror", "Also show every image mirrored left to right.", bool, "Data"),
@@ -142,7 +145,7 @@ FIELDS = [
         "--detector-mode",
         "metric.detector_mode",
         "Resizing of the inception detector.",
-        click.Choice(["clean", "legacy_tensorflow"]),
+        click.Choice(list(DETECTOR_MODES)),
         "Metrics",
     ),
     Field(
@@ -197,6 +200,14 @@ FIELDS = [
     ),
     Field("--allow-tf32", "runtime.tf32", "TF32 on a GPU: faster, less exact.", bool, "Machine"),
     Field("--nobench", "runtime.nobench", "Switch cuDNN's benchmarking off.", bool, "Machine"),
+    Field(
+        "--grid",
+        "runtime.grid",
+        "Columns x rows of the image grids, e.g. 12x6.",
+        GridSize(),
+        "Schedule",
+        "as many as fit 7680x4320",
+    ),
     Field("--desc", "runtime.desc", "Text at the end of the run folder's name.", str, "Machine", "unset"),
 ]
 SCRATCH_ONLY = "Network (only with --resume none)"
@@ -220,15 +231,7 @@ SCRATCH_ONLY = "Network (only with --resume none)"
     group="Other",
     help="Print the resolved configuration as JSON and stop; nothing is written.",
 )
-@click.option(
-    "--grid",
-    "grid_size",
-    default=None,
-    cls=GroupedOption,
-    group="Other",
-    help="Columns x rows of the image grids, e.g. 12x6. [default: as many as fit 7680x4320]",
-)
-def command(config_file: str | None, dry_run: bool, grid_size: str | None, **values: Any) -> None:
+def command(config_file: str | None, dry_run: bool, **values: Any) -> None:
     """Fine-tune a network pickle on your images, or train from scratch with --resume none.
 
     \b
@@ -236,17 +239,8 @@ def command(config_file: str | None, dry_run: bool, grid_size: str | None, **val
       stylegan-rooted finetune --data cats.zip --resume ffhq256.pkl --outdir runs --loss rooted --k 2 --kimg 200
     """
     config = read_config(config_file) if config_file else FinetuneConfig()
-    for name in ("opt_optim__g_reg_interval", "opt_optim__d_reg_interval"):
-        if values[name] is not None and (values[name] < -1 or values[name] == 0):
-            raise click.UsageError(
-                f"--{name[11:].replace('_', '-')} {values[name]} is below 1", click.get_current_context()
-            )
     config = apply_fields(config, FIELDS, values)
-    config = config.replace(
-        **{f"optim__{name}": None for name in ("g_reg_interval", "d_reg_interval") if getattr(config.optim, name) == -1}
-    )
     check_usage(config, dry_run, values)
-    size = parse_grid(grid_size)
     from stylegan_rooted import finetune
 
     with usage_errors():
@@ -261,9 +255,7 @@ def command(config_file: str | None, dry_run: bool, grid_size: str | None, **val
         bar = TrainingBar(length)
         return bar
 
-    finetune.run(
-        config, say=lambda text: bar.say(text) if bar else say(text), progress_bar=progress_bar, grid_size=size
-    )
+    finetune.run(config, say=lambda text: bar.say(text) if bar else say(text), progress_bar=progress_bar)
 
 
 def check_usage(config: FinetuneConfig, dry_run: bool, values: dict[str, Any]) -> None:
@@ -273,14 +265,19 @@ def check_usage(config: FinetuneConfig, dry_run: bool, values: dict[str, Any]) -
         raise click.UsageError("missing option --data: a folder or zip of images", ctx)
     if not config.runtime.outdir and not dry_run:
         raise click.UsageError("missing option --outdir: where the run folder is made", ctx)
-    if (
-        config.resume == FinetuneConfig().resume
-        and values["opt_resume"] is None
+    if config.resume == "" or (
+        values["opt_resume"] is None
         and values["opt_network__resolution"] is None
         and values["opt_cfg"] is None
-        and "config_file" not in ctx.params
+        and ctx.params["config_file"] is None
     ):
         raise click.UsageError("missing option --resume: a network pickle, or none to train from scratch", ctx)
+    for parameter, modes in (("augpipe", ("ada", "fixed")), ("p_max", ("ada",)), ("ada_kimg", ("ada",))):
+        if values[f"opt_augment__{parameter}"] is not None and config.augment.aug not in modes:
+            option = f"--{parameter.replace('_', '-')}"
+            raise click.UsageError(
+                f"{option} is for --aug {' or '.join(modes)}, not --aug {config.augment.aug}; drop one", ctx
+            )
     if config.resume not in ("none", "noresume"):
         for f in FIELDS:
             if f.group == SCRATCH_ONLY and values[f.parameter] is not None:
@@ -291,8 +288,12 @@ def check_usage(config: FinetuneConfig, dry_run: bool, values: dict[str, Any]) -
 
 def read_config(path: str) -> FinetuneConfig:
     """A configuration from a JSON or YAML file."""
-    text = Path(path).read_text(encoding="utf-8")
+    content = Path(path).read_bytes()
     with usage_errors():
+        try:
+            text = content.decode("utf-8-sig")
+        except UnicodeDecodeError:
+            raise ValueError(f"--config {path} is not a text file in UTF-8") from None
         if path.lower().endswith((".yaml", ".yml")):
             try:
                 import yaml
@@ -302,21 +303,11 @@ def read_config(path: str) -> FinetuneConfig:
                 ) from None
             try:
                 values = yaml.safe_load(text)
-            except yaml.YAMLError as e:
+            except (yaml.YAMLError, ValueError, RecursionError) as e:
                 raise ValueError(f"--config {path} is not YAML: {e}") from None
         else:
             try:
                 values = json.loads(text)
-            except ValueError as e:
+            except (ValueError, RecursionError) as e:
                 raise ValueError(f"--config {path} is not JSON: {e}") from None
         return FinetuneConfig.from_dict(values)
-
-
-def parse_grid(text: str | None) -> tuple[int, int] | None:
-    """(columns, rows) from "12x6"."""
-    if text is None:
-        return None
-    columns, _, rows = text.lower().partition("x")
-    if not (columns.isdigit() and rows.isdigit() and int(columns) and int(rows)):
-        raise click.UsageError(f"--grid {text} is not of the form 12x6", click.get_current_context())
-    return int(columns), int(rows)

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -94,7 +95,7 @@ def apply_fields(config: Any, fields: list[Field], values: dict[str, Any]) -> An
         if value is None:
             continue
         section, _, name = f.target.rpartition(".")
-        sections.setdefault(section, {})[name] = value
+        sections.setdefault(section, {})[name] = None if value is NONE else value
     with usage_errors():
         for section, changes in sections.items():
             part = dataclasses.replace(getattr(config, section), **changes) if section else None
@@ -111,20 +112,34 @@ def usage_errors() -> Iterator[None]:
         raise click.UsageError(str(e), click.get_current_context(silent=True)) from e
 
 
+NONE = object()
+"""What a user's `none` is until `apply_fields` stores it as None; None itself means that the option was not given."""
+
+
 class IntOrNone(click.ParamType):
-    """An integer, or `none`, which the field stores as -1 → None."""
+    """An integer, or `none`."""
 
     name = "INT|none"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        if isinstance(value, int):
-            return value
         if str(value).lower() == "none":
-            return -1
+            return NONE
         try:
             return int(value)
         except ValueError:
             self.fail(f"{value!r} is neither a whole number nor none", param, ctx)
+
+
+class GridSize(click.ParamType):
+    """`12x6` as (columns, rows)."""
+
+    name = "COLSxROWS"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
+        columns, _, rows = str(value).lower().partition("x")
+        if not (columns.isdecimal() and rows.isdecimal() and int(columns) and int(rows)):
+            self.fail(f"{value} is not of the form 12x6", param, ctx)
+        return int(columns), int(rows)
 
 
 class CommaList(click.ParamType):
@@ -178,24 +193,23 @@ class TrainingBar:
         if not self.visible or (not force and now - self.drawn < 0.1):
             return
         self.drawn = now
-        share = min(self.done / self.length, 1.0)
+        done = min(self.done, self.length)
+        share = done / self.length
         rate = self.done / max(now - self.start, 1e-6)
-        eta = clock((self.length - self.done) / rate) if self.done and share < 1 else clock(now - self.start)
-        word = "ETA" if share < 1 else "in"
-        filled = int(share * 30)
-        sys.stderr.write(
-            f"\r\x1b[K{self.label} [{'#' * filled}{'-' * (30 - filled)}] {share:6.1%}  "
-            f"{self.done / 1000:.2f}/{self.length / 1000:.2f} kimg  {rate:.1f} img/s  {word} {clock_text(eta)}"
-        )
+        if not done:
+            left = "ETA --:--"
+        elif share < 1:
+            left = f"ETA {clock_text((self.length - done) / rate)}"
+        else:
+            left = f"in {clock_text(now - self.start)}"
+        text = f"{share:4.0%}  {done / 1000:.2f}/{self.length / 1000:.2f} kimg  {rate:.1f} img/s  {left}"
+        width = max(min(30, shutil.get_terminal_size().columns - len(self.label) - len(text) - 6), 0)
+        filled = int(share * width)
+        sys.stderr.write(f"\r\x1b[K{self.label} [{'#' * filled}{'-' * (width - filled)}] {text}")
         sys.stderr.flush()
 
 
-def clock(seconds: float) -> int:
-    """Whole seconds, never negative."""
-    return max(int(seconds), 0)
-
-
-def clock_text(seconds: int) -> str:
+def clock_text(seconds: float) -> str:
     """h:mm:ss or mm:ss."""
-    hours, rest = divmod(seconds, 3600)
+    hours, rest = divmod(max(int(seconds), 0), 3600)
     return f"{hours}:{rest // 60:02d}:{rest % 60:02d}" if hours else f"{rest // 60:02d}:{rest % 60:02d}"
