@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from dnnlib.util import naming
+from torch_utils import custom_ops
 
 
 def create(outdir: str | os.PathLike, description: str) -> Path:
@@ -103,6 +104,7 @@ def environment(device: torch.device | str) -> dict[str, Any]:
         "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name(),
         "num_threads": torch.get_num_threads(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "operators": custom_ops.describe(),
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }

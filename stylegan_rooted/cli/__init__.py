@@ -19,6 +19,7 @@ COMMANDS = {
     "report": "Measure FID/KID of a network against data and write report.json and report.html.",
     "inspect": "Tell what is in a pickle without executing it.",
     "dataset": "Build a training zip from a folder or zip of images.",
+    "ops": "Build, show or remove the compiled operators.",
 }
 USER_ERRORS = (ValueError, OSError)
 

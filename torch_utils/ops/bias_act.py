@@ -9,6 +9,9 @@ import torch.nn.functional as F
 from dnnlib import EasyDict
 from torch_utils import custom_ops
 
+NATIVE_ACTS = ("linear", "relu", "lrelu")  # by native_cpu.cpp; torch's own vector functions serve the others as well
+NATIVE_MIN_NUMEL = 1 << 19  # with fewer elements the compiled operator's call costs what it saves
+
 # Spec: networks-and-pickles.md 1.4. cuda_idx, ref and has_2nd_grad are part of the family's interface.
 activation_funcs = {
     "linear": EasyDict(
@@ -79,6 +82,9 @@ def bias_act(
     spec = activation_funcs[act]
     alpha = float(spec.def_alpha if alpha is None else alpha)
     gain = float(spec.def_gain if gain is None else gain)
+    if custom_ops.fast_paths(impl) and _suits_native(x, b, act, alpha, gain, clamp):
+        limit = -1.0 if clamp is None else float(clamp)
+        return _native()(x, b, None, None, None, 0, dim % x.ndim, spec.cuda_idx, alpha, gain, limit)
     if b is not None:
         shape = [1] * x.ndim
         shape[dim] = -1
@@ -129,3 +135,55 @@ class _RectifyGrad(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, ddx: torch.Tensor) -> tuple:  # type: ignore[override]
         return _RectifyGrad.apply(ddx, *ctx.saved_tensors, ctx.slope, ctx.gain), None, None, None
+
+
+def _suits_native(
+    x: torch.Tensor, b: torch.Tensor | None, act: str, alpha: float, gain: float, clamp: float | None
+) -> bool:
+    """Whether the compiled operator is asked for, takes this call and saves a pass over memory."""
+    return (
+        act in NATIVE_ACTS
+        and gain > 0
+        and x.device.type == "cpu"
+        and x.dtype in (torch.float32, torch.float64, torch.bfloat16)
+        and (b is None or b.dtype == x.dtype)
+        and (act != "lrelu" or alpha >= 0)
+        and (act != "linear" or clamp is not None or gain != 1)
+        and x.numel() >= NATIVE_MIN_NUMEL
+        and custom_ops.selected() == "native"
+    )
+
+
+def _native() -> Any:
+    """The compiled operator, `order` 0 for values and 1 for the slope; CUDA kernels know 2 and use `dy`."""
+    schema = (
+        "(Tensor x, Tensor? b, Tensor? xref, Tensor? yref, Tensor? dy, int order, int dim, int act, float alpha, "
+        "float gain, float clamp) -> Tensor"
+    )
+    return custom_ops.declare("bias_act", schema, _native_shape, _native_setup, _native_backward)
+
+
+def _native_shape(x: torch.Tensor, *_: Any) -> torch.Tensor:
+    """Shape, type and layout of the compiled operator's result."""
+    is_last = x.ndim == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+    return x.new_empty(x.shape).contiguous(memory_format=torch.channels_last if is_last else torch.contiguous_format)
+
+
+def _native_setup(ctx: Any, inputs: tuple, output: torch.Tensor) -> None:
+    """What the gradient needs: the result, whose sign is the input's; with a clamp the input, to see what it cut."""
+    x, b, xref, yref, _, order, *settings = inputs
+    if order == 0 and settings[-1] < 0:
+        b, yref = None, output
+    elif order == 0:
+        xref = x
+    ctx.save_for_backward(b, xref, yref)
+    ctx.settings = settings
+
+
+def _native_backward(ctx: Any, dy: torch.Tensor) -> tuple:
+    """The slope times dy. It is linear in dy and piecewise constant in the rest, so it is its own derivative."""
+    refs = [None if t is None else t.detach() for t in ctx.saved_tensors]
+    dx = _native()(dy, *refs, None, 1, *ctx.settings)
+    shape = [n if i == ctx.settings[0] else 1 for i, n in enumerate(dx.shape)]
+    db = dx.sum_to_size(shape).reshape(-1) if ctx.needs_input_grad[1] else None
+    return (dx if ctx.needs_input_grad[0] else None, db, *[None] * 9)

@@ -1,6 +1,7 @@
 """Upsample, filter, downsample: zero insertion, padding, FIR filter and decimation of images.
 
-`_reference` is the specification. `_Resample` gives the same numbers several times faster and is its own derivative.
+`_reference` is the specification. `_Resample` gives the same numbers several times faster and is its own derivative;
+so is the compiled operator of native_cpu.cpp, which is used where STYLEGAN_ROOTED_OPS asks for it and it is faster.
 Spec: networks-and-pickles.md 1.1 to 1.3.
 """
 
@@ -12,6 +13,10 @@ import torch
 import torch.nn.functional as F
 
 from torch_utils import custom_ops
+
+NATIVE_MAX_TAPS = 32  # along an axis; longer filters are left to torch
+NATIVE_MAX_ROW = 4096  # channels times width of channels-last images that are only filtered; above, torch is faster
+NATIVE_MAX_PLANES = 16  # channels of images that are not channels-last; with more, torch is faster
 
 
 def setup_filter(
@@ -99,6 +104,8 @@ def upfirdn2d(
         raise ValueError("the filter requires a gradient, but none is defined; pass f.detach()")
     if f is None or not custom_ops.fast_paths(impl):
         return _reference(x, f, (upx, upy), (downx, downy), (padx0, padx1, pady0, pady1), flip_filter, gain)
+    if _suits_native(x, f, upx * upy * downx * downy == 1) and custom_ops.selected() == "native":
+        return _native()(x, f, upx, upy, downx, downy, padx0, padx1, pady0, pady1, flip_filter, gain)
     return _Resample.apply(x, f, (upx, upy), (downx, downy), (padx0, padx1, pady0, pady1), flip_filter, gain)
 
 
@@ -211,18 +218,78 @@ class _Resample(torch.autograd.Function):
         gain: float,
     ) -> torch.Tensor:
         y = _resample(x, f, up, down, padding, flip_filter, gain)
-        fw, fh = _filter_size(f)
-        (h, w), (h_out, w_out) = x.shape[2:], y.shape[2:]
-        adjoint_x = (fw - padding[0] - 1, w * up[0] - w_out * down[0] + padding[0] - up[0] + 1)
-        adjoint_y = (fh - padding[2] - 1, h * up[1] - h_out * down[1] + padding[2] - up[1] + 1)
         ctx.save_for_backward(f)
-        ctx.adjoint = (down, up, (*adjoint_x, *adjoint_y), not flip_filter, gain)
+        ctx.adjoint = (down, up, _adjoint_padding(x, f, y, up, down, padding), not flip_filter, gain)
         return y
 
     @staticmethod
     def backward(ctx: Any, dy: torch.Tensor) -> tuple:  # type: ignore[override]
         dx = _Resample.apply(dy, *ctx.saved_tensors, *ctx.adjoint) if ctx.needs_input_grad[0] else None
         return dx, None, None, None, None, None, None
+
+
+def _adjoint_padding(
+    x: torch.Tensor,
+    f: torch.Tensor,
+    y: torch.Tensor,
+    up: tuple[int, int],
+    down: tuple[int, int],
+    padding: tuple[int, ...],
+) -> tuple[int, int, int, int]:
+    """The padding with which resampling y with `up` and `down` exchanged and the filter flipped is the adjoint."""
+    fw, fh = _filter_size(f)
+    (h, w), (h_out, w_out) = x.shape[2:], y.shape[2:]
+    return (
+        fw - padding[0] - 1,
+        w * up[0] - w_out * down[0] + padding[0] - up[0] + 1,
+        fh - padding[2] - 1,
+        h * up[1] - h_out * down[1] + padding[2] - up[1] + 1,
+    )
+
+
+def _suits_native(x: torch.Tensor, f: torch.Tensor, is_size_kept: bool) -> bool:
+    """Whether the compiled operator takes this call and is faster (benchmarks/bench_ops.py)."""
+    is_wide = is_size_kept and x.shape[1] * x.shape[3] >= NATIVE_MAX_ROW
+    return (
+        (x.shape[1] < NATIVE_MAX_PLANES or not is_wide and x.is_contiguous(memory_format=torch.channels_last))
+        and x.device.type == f.device.type == "cpu"
+        and x.dtype in (torch.float32, torch.float64, torch.bfloat16)
+        and f.dtype == torch.float32
+        and max(f.shape) <= NATIVE_MAX_TAPS
+    )
+
+
+def _native() -> Any:
+    """The compiled operator."""
+    schema = (
+        "(Tensor x, Tensor f, int up_x, int up_y, int down_x, int down_y, SymInt pad_x0, SymInt pad_x1, "
+        "SymInt pad_y0, SymInt pad_y1, bool flip_filter, float gain) -> Tensor"
+    )
+    return custom_ops.declare("upfirdn2d", schema, _native_shape, _native_setup, _native_backward)
+
+
+def _native_shape(
+    x: torch.Tensor, f: torch.Tensor, ux: int, uy: int, dx: int, dy: int, px0: int, px1: int, py0: int, py1: int,
+    flip_filter: bool, gain: float,
+) -> torch.Tensor:  # fmt: skip
+    """Shape, type and layout of the compiled operator's result."""
+    (n, c, h, w), (fw, fh) = x.shape, _filter_size(f)
+    is_last = not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+    size = (n, c, (h * uy + py0 + py1 - fh) // dy + 1, (w * ux + px0 + px1 - fw) // dx + 1)
+    return x.new_empty(size).contiguous(memory_format=torch.channels_last if is_last else torch.contiguous_format)
+
+
+def _native_setup(ctx: Any, inputs: tuple, output: torch.Tensor) -> None:
+    """What the gradient needs: the filter, and the arguments of the adjoint call."""
+    x, f, ux, uy, dx, dy, px0, px1, py0, py1, flip_filter, gain = inputs
+    ctx.save_for_backward(f)
+    padding = _adjoint_padding(x, f, output, (ux, uy), (dx, dy), (px0, px1, py0, py1))
+    ctx.adjoint = (dx, dy, ux, uy, *padding, not flip_filter, gain)
+
+
+def _native_backward(ctx: Any, dy: torch.Tensor) -> tuple:
+    """The adjoint, by the same operator."""
+    return (_native()(dy, *ctx.saved_tensors, *ctx.adjoint) if ctx.needs_input_grad[0] else None, *[None] * 11)
 
 
 def _resample(
