@@ -108,7 +108,12 @@ def emoji_zip(say: Callable[[str], None]) -> Path:
         num_images = len(ImageDataset(path))
     except (DatasetError, OSError):
         say(f"Building the data set from {source} (first use only)")
-        result = dataset_tool.build(source, path, resolution=RESOLUTION, transform="pad", overwrite=True)
+        try:
+            result = dataset_tool.build(source, path, resolution=RESOLUTION, transform="pad", overwrite=True)
+        except PermissionError as e:
+            raise PermissionError(
+                f"no permission to write the data set {path}; name another cache folder in STYLEGAN_ROOTED_CACHE"
+            ) from e
         num_images = result.num_written
     say(f"Data: {path}, {num_images} images")
     return path

@@ -51,6 +51,15 @@ def test_missing_images_name_the_line_that_installs_them(monkeypatch, tmp_path) 
         demo.run(str(tmp_path), kimg=1, seed=0, device="cpu", say=lambda text: None)
 
 
+def test_a_cache_that_cannot_be_written_names_the_variable_that_moves_it(short, tmp_path, monkeypatch) -> None:
+    def refuse(*args, **kwargs):
+        raise PermissionError(13, "Permission denied", "/somewhere")
+
+    monkeypatch.setattr(demo.dataset_tool, "build", refuse)
+    with pytest.raises(PermissionError, match="STYLEGAN_ROOTED_CACHE"):
+        demo.run(str(tmp_path), kimg=1, seed=0, device="cpu", say=lambda text: None)
+
+
 def test_assets_are_small_and_have_cards() -> None:
     folder = demo.NETWORK.parent
     assert sum(p.stat().st_size for p in folder.iterdir()) <= 20 * 2**20

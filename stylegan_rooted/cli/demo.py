@@ -5,7 +5,7 @@ import click
 from stylegan_rooted.cli.generate import Device
 from stylegan_rooted.cli.options import TrainingBar, say
 
-DEFAULT_KIMG = 12.0
+DEFAULT_KIMG = 16.0
 
 
 @click.command("demo")
