@@ -1,4 +1,4 @@
-"""One training step on this machine: fast operator paths against the plain definitions, interleaved in one process.
+"""One training step on this machine: plain, fast and compiled operators, interleaved in one process.
 
 Prints one table (medians over repetitions; G and D main phases every step, regularisers at their intervals) and, with
 --json FILE, the same as JSON. Usage: python benchmarks/bench_step.py [--quick] [--json FILE]
@@ -29,7 +29,7 @@ CASES = {  # name: (resolution, channel base, channel max, batch)
     "32 px, base 2048, max 128": (32, 2048, 128, 16),
     "64 px, base 4096, max 128": (64, 4096, 128, 8),
 }
-IMPLEMENTATIONS = ("ref", "auto")
+IMPLEMENTATIONS = ("ref", "auto", "native")  # without a compiler native warns and is auto
 
 
 def build(resolution: int, base: int, cmax: int) -> tuple[GanLoss, list[Phase]]:
@@ -82,9 +82,11 @@ def main() -> None:
     torch.set_flush_denormal(True)
     misc.keep_freed_memory()
     rows = {name: measure(case, 2 if args.quick else 7) for name, case in CASES.items()}
-    print(f"{'training step, img/s':<30} {'ref':>8} {'auto':>8} {'ratio':>7}   ({args.threads} threads)")
+    print(f"{'training step, img/s':<27} {'ref':>8} {'auto':>8} {'native':>8} {'auto/ref':>9} {'native/auto':>12}", end="")
+    print(f"   ({args.threads} threads)")
     for name, row in rows.items():
-        print(f"{name:<30} {row['ref']:8.2f} {row['auto']:8.2f} {row['auto'] / row['ref']:6.2f}x")
+        ref, auto, native = (row[key] for key in IMPLEMENTATIONS)
+        print(f"{name:<27} {ref:8.2f} {auto:8.2f} {native:8.2f} {auto / ref:8.2f}x {native / auto:11.2f}x")
     if args.json:
         run_dir.write_json(args.json, {"environment": run_dir.environment("cpu"), "img_per_sec": rows})
         print(json.dumps({"written": str(args.json)}))
