@@ -1,4 +1,5 @@
-"""Adversarial objectives: the logistic loss and the Rooted Logistic Objective, two siblings behind one protocol.
+"""Objectives: the logistic loss and the Rooted Logistic Objective, two siblings behind one protocol for GANs, and the
+rooted objective for classifiers, with the interfaces of torch's own losses.
 
 Owns the mathematics of margins and logits (spec: rooted-objective.md; Wang, Veluswami, Mishra, Ravi, arXiv:2310.03890).
 Knows nothing of networks, phases or images: `training.loss.GanLoss` calls `generator`, `discriminator_fake` and
@@ -21,10 +22,14 @@ from torch import Tensor
 TAILS = ("none", "linear")
 SCALES = ("paper", "calibrated")
 ACTS_ON = ("both", "D", "G")
+FORMS = ("inverse", "direct")
+REDUCTIONS = ("none", "mean", "sum")
 PARTS = ("generator", "discriminator_fake", "discriminator_real")
 
 # exp overflows float32 at 88.72; the tail may start no later than where the loss itself is comfortably finite.
 MAX_TAIL_PER_K = 80.0
+# Where the classifiers' losses turn into their tangent unless told otherwise: e^60 leaves room to sum a batch.
+GUARD_PER_K = 60.0
 # From here on ln(1 + e^x) = x to the last bit, in float64 too.
 LINEAR_FROM = 40.0
 # Micro-batches remembered between two calls of `drain`; bounds memory where nobody drains.
@@ -330,39 +335,207 @@ class RootedLogisticLoss:
         return value if self.multiplier == 1.0 else value * self.multiplier
 
 
-class RootedCrossEntropy:
-    """The rooted objective for several classes, from the true class's negative log-likelihood (spec section 3).
-
-    `inverse`: scale * p^(-1/k) = scale * exp(nll / k), convex in the logits; the alpha-loss of Sypherd et al. with
-    alpha = k / (k + 1). With two classes and logits (0, m) it is `rooted_logistic(m)`.
-    `direct`: scale * (1 - p^(1/k)) = -scale * expm1(-nll / k), the authors' released code; bounded by scale, not
-    convex; for scale = k the generalised cross-entropy of Zhang & Sabuncu (2018) with q = 1/k; the alpha-loss with
-    alpha = k / (k - 1). Both, centred and with scale = k, tend to the cross-entropy as k -> infinity.
+def rooted_binary_cross_entropy_with_logits(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    pos_weight: Tensor | None = None,
+    *,
+    k: float = 2.0,
+    reduction: str = "mean",
+    centred: bool = False,
+    tail_at: float | None = None,
+    calibrated: bool = False,
+) -> Tensor:
+    """Drop-in for `F.binary_cross_entropy_with_logits`: y L_k(x) + (1 - y) L_k(-x).
 
     Args:
-        k: Root >= 1. The authors use 3 (CIFAR-10, ViT) and 8 (CIFAR-100, Swin).
-        form: `inverse` or `direct`.
-        scale: The factor in front (the authors' m), a positive number; None is k.
-        centred: `inverse` only: subtract the floor `scale`. `direct` has floor 0.
+        input: Logits x of any shape, any floating dtype; evaluated and returned in at least float32.
+        target: y in [0, 1], same shape; between 0 and 1 it is a soft target.
+        weight: Factor per element, broadcastable.
+        pos_weight: Factor of the y term, broadcastable (per class in the last axis, as in torch).
+        k: Root, a finite number >= 1.
+        reduction: `none`, `mean` or `sum`.
+        centred: Subtract the floor k, so that k -> infinity is the binary cross-entropy.
+        tail_at: As in `rooted_logistic`. None is 60 k: the tangent beyond, where float32 would soon overflow.
+        calibrated: As in `rooted_logistic`.
+
+    Raises:
+        ValueError: Differing shapes, or an option out of range.
+
+    Source: spec rooted-objective.md section 1.
     """
+    if input.shape != target.shape:
+        raise ValueError(f"target of shape {list(target.shape)} for logits of shape {list(input.shape)}; use the same")
+    tail_at = GUARD_PER_K * check_k(k) if tail_at is None else tail_at
+    options: dict[str, Any] = {"centred": centred, "tail_at": tail_at, "calibrated": calibrated}
+    positive = rooted_logistic(input, k, **options) * target
+    if pos_weight is not None:
+        positive = positive * pos_weight
+    loss = positive + rooted_logistic(-input, k, **options) * (1 - target)
+    return _reduce(loss if weight is None else loss * weight, reduction)
+
+
+def rooted_cross_entropy(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    *,
+    k: float = 3.0,
+    m: float | None = None,
+    form: str = "inverse",
+    reduction: str = "mean",
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+    centred: bool = False,
+    tail_at: float | None = None,
+) -> Tensor:
+    """Drop-in for `F.cross_entropy` with the rooted objective for several classes, p the true class's probability.
+
+    `inverse`: m p^(-1/k) = m exp(nll / k), convex in the logits; the alpha-loss of Sypherd et al. with
+    alpha = k / (k + 1). With two classes and logits (0, x) it is `rooted_logistic(x)`.
+    `direct`: m (1 - p^(1/k)) = -m expm1(-nll / k), the authors' released code; bounded by m, not convex; for m = k the
+    generalised cross-entropy of Zhang & Sabuncu (2018) with q = 1/k; the alpha-loss with alpha = k / (k - 1).
+    Both, centred and with m = k, tend to the cross-entropy as k -> infinity.
+
+    Soft targets (probabilities, or smoothed labels) give the expectation sum_c q_c L(-ln p_c), which is where the
+    cross-entropy's own definition goes for k -> infinity.
+
+    Args:
+        input: Logits [C], [N, C] or [N, C, d1, ...]; evaluated and returned in at least float32.
+        target: Class numbers (int64) of that shape without C, or probabilities of that very shape.
+        weight: Factor per class [C]; the mean over class numbers is weighted by it, as in torch.
+        k: Root, a finite number >= 1. The authors use 3 (CIFAR-10, ViT) and 8 (CIFAR-100, Swin).
+        m: The factor in front, a positive number; None is k.
+        form: One of `FORMS`.
+        reduction: `none`, `mean` or `sum`.
+        ignore_index: Class number that counts for nothing; for class numbers only.
+        label_smoothing: Share in [0, 1] of the target spread evenly over the classes.
+        centred: `inverse` only: subtract the floor m. `direct` has floor 0.
+        tail_at: T in (0, 80 k]: where nll exceeds T, `inverse` goes on along the tangent. None is 60 k; float32 would
+            overflow at 88 k.
+
+    Raises:
+        ValueError: An option out of range, or shapes that do not fit.
+
+    Source: spec rooted-objective.md section 3.
+    """
+    k, m = _check_classes(k, m, form, label_smoothing)
+    tail_at = check_tail_at(GUARD_PER_K * k if tail_at is None else tail_at, k)
+    axis = 0 if input.ndim == 1 else 1
+    num_classes = input.shape[axis]
+    nll = -F.log_softmax(_at_least_float32(input), dim=axis)
+    factors = None
+    if weight is not None:
+        factors = weight.to(nll.dtype).reshape([num_classes, *[1] * (input.ndim - axis - 1)])
+    soft = target.is_floating_point()
+    wanted = [*input.shape] if soft else [*input.shape[:axis], *input.shape[axis + 1 :]]
+    if [*target.shape] != wanted:
+        raise ValueError(f"target of shape {list(target.shape)} for logits of shape {list(input.shape)}; use {wanted}")
+
+    def per_class(nll: Tensor) -> Tensor:
+        return _rooted_nll(nll, k, m, direct=form == "direct", centred=centred, tail_at=tail_at)
+
+    if soft:
+        share = target.to(nll.dtype) * (1 - label_smoothing) + label_smoothing / num_classes
+        loss = (per_class(nll) * (share if factors is None else share * factors)).sum(dim=axis)
+        return _reduce(loss, reduction)
+
+    kept = target != ignore_index
+    index = torch.where(kept, target, 0).unsqueeze(axis)
+    weights = kept.to(nll.dtype)
+    if factors is not None:
+        weights = weights * factors.expand_as(nll).gather(axis, index).squeeze(axis)
+    loss = per_class(nll.gather(axis, index)).squeeze(axis) * weights * (1 - label_smoothing)
+    if label_smoothing:
+        every = per_class(nll) if factors is None else per_class(nll) * factors
+        loss = loss + every.mean(dim=axis) * kept * label_smoothing
+    return loss.sum() / weights.sum() if reduction == "mean" else _reduce(loss, reduction)
+
+
+class RootedBCEWithLogitsLoss(torch.nn.Module):
+    """`rooted_binary_cross_entropy_with_logits` as a module, a drop-in for `torch.nn.BCEWithLogitsLoss`."""
+
+    weight: Tensor | None
+    pos_weight: Tensor | None
 
     def __init__(
-        self, k: float = 3.0, form: str = "inverse", scale: float | None = None, *, centred: bool = False
+        self,
+        k: float = 2.0,
+        *,
+        weight: Tensor | None = None,
+        pos_weight: Tensor | None = None,
+        reduction: str = "mean",
+        centred: bool = False,
+        tail_at: float | None = None,
+        calibrated: bool = False,
     ) -> None:
-        self.k = check_k(k)
-        if form not in ("inverse", "direct"):
-            raise ValueError(f"form {form!r} is unknown; one of inverse, direct")
-        self.form = form
-        self.scale = self.k if scale is None else float(_check_scale(scale))
-        self.centred = centred
+        """Take the function's options.
 
-    def __call__(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Per-sample losses [N] of logits [N, classes] and class numbers [N] (int64)."""
-        nll = F.cross_entropy(_at_least_float32(logits), target, reduction="none")
-        if self.form == "direct":
-            return -self.scale * torch.expm1(-nll / self.k)
-        exponent = nll / self.k
-        return self.scale * (exponent.expm1() if self.centred else exponent.exp())
+        Raises:
+            ValueError: One of them is out of range.
+        """
+        super().__init__()
+        k = check_k(k)
+        if tail_at is not None:
+            check_tail_at(tail_at, k)
+        _reduce(torch.zeros([1]), reduction)
+        self.register_buffer("weight", weight)
+        self.register_buffer("pos_weight", pos_weight)
+        self.options: dict[str, Any] = {
+            "k": k, "reduction": reduction, "centred": centred, "tail_at": tail_at, "calibrated": calibrated
+        }  # fmt: skip
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        """Loss of logits and targets of equal shape."""
+        return rooted_binary_cross_entropy_with_logits(input, target, self.weight, self.pos_weight, **self.options)
+
+    def extra_repr(self) -> str:
+        """The options."""
+        return ", ".join(f"{name}={value}" for name, value in self.options.items())
+
+
+class RootedCrossEntropyLoss(torch.nn.Module):
+    """`rooted_cross_entropy` as a module, a drop-in for `torch.nn.CrossEntropyLoss`."""
+
+    weight: Tensor | None
+
+    def __init__(
+        self,
+        k: float = 3.0,
+        m: float | None = None,
+        form: str = "inverse",
+        *,
+        weight: Tensor | None = None,
+        reduction: str = "mean",
+        ignore_index: int = -100,
+        label_smoothing: float = 0.0,
+        centred: bool = False,
+        tail_at: float | None = None,
+    ) -> None:
+        """Take the function's options.
+
+        Raises:
+            ValueError: One of them is out of range.
+        """
+        super().__init__()
+        k, m = _check_classes(k, m, form, label_smoothing)
+        if tail_at is not None:
+            check_tail_at(tail_at, k)
+        _reduce(torch.zeros([1]), reduction)
+        self.register_buffer("weight", weight)
+        self.options: dict[str, Any] = {
+            "k": k, "m": m, "form": form, "reduction": reduction, "ignore_index": ignore_index,
+            "label_smoothing": label_smoothing, "centred": centred, "tail_at": tail_at,
+        }  # fmt: skip
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        """Loss of logits [N, C, ...] and class numbers [N, ...] or probabilities [N, C, ...]."""
+        return rooted_cross_entropy(input, target, self.weight, **self.options)
+
+    def extra_repr(self) -> str:
+        """The options."""
+        return ", ".join(f"{name}={value}" for name, value in self.options.items())
 
 
 LOSSES: dict[str, Callable[..., LogisticLoss | RootedLogisticLoss]] = {
@@ -410,6 +583,36 @@ def _slope_magnitude(margin: float, k: float) -> float:
     """|L_k'(m)| = exp(sp(-m) / k) sigma(-m) in Python floats, for m <= 0."""
     softplus = -margin + math.log1p(math.exp(margin))
     return math.exp(softplus / k) / (1 + math.exp(margin))
+
+
+def _rooted_nll(nll: Tensor, k: float, m: float, *, direct: bool, centred: bool, tail_at: float) -> Tensor:
+    """Rooted objective of negative log-likelihoods >= 0, elementwise; see `rooted_cross_entropy`."""
+    if direct:
+        return -m * torch.expm1(-nll / k)
+    # As in rooted_logistic: the clamped value is all that meets exp, so no derivative has an inf * 0.
+    exponent = nll.clamp(max=tail_at) / k
+    value = m * (exponent.expm1() if centred else exponent.exp())
+    return value + m / k * math.exp(tail_at / k) * F.relu(nll - tail_at)
+
+
+def _check_classes(k: float, m: float | None, form: str, label_smoothing: float) -> tuple[float, float]:
+    """Return k and m as floats, m's default filled in."""
+    k = check_k(k)
+    if form not in FORMS:
+        raise ValueError(f"form {form!r} is unknown; one of {', '.join(FORMS)}")
+    if not 0 <= label_smoothing <= 1:
+        raise ValueError(f"label_smoothing {label_smoothing} is out of range: a share in [0, 1]")
+    if m is None:
+        return k, k
+    if not 0 < m < math.inf:
+        raise ValueError(f"m {m} is out of range: a positive, finite number, or None for k")
+    return k, float(m)
+
+
+def _reduce(loss: Tensor, reduction: str) -> Tensor:
+    if reduction not in REDUCTIONS:
+        raise ValueError(f"reduction {reduction!r} is unknown; one of {', '.join(REDUCTIONS)}")
+    return loss if reduction == "none" else loss.mean() if reduction == "mean" else loss.sum()
 
 
 def _check_scale(scale: str | float) -> str | float:

@@ -16,11 +16,14 @@ from stylegan_rooted.losses import (
     LOSSES,
     KSchedule,
     LogisticLoss,
-    RootedCrossEntropy,
+    RootedBCEWithLogitsLoss,
+    RootedCrossEntropyLoss,
     RootedLogisticLoss,
     build_loss,
     logistic,
     parse_k,
+    rooted_binary_cross_entropy_with_logits,
+    rooted_cross_entropy,
     rooted_logistic,
 )
 
@@ -121,8 +124,11 @@ def test_gradcheck_logistic_and_cross_entropy():
     assert gradcheck(logistic, m) and gradgradcheck(logistic, m)
     logits = torch.randn(4, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_(True)
     target = torch.tensor([0, 4, 2, 2])
-    for loss in (RootedCrossEntropy(3, "inverse"), RootedCrossEntropy(3, "direct")):
+    for loss in (RootedCrossEntropyLoss(3), RootedCrossEntropyLoss(3, form="direct", label_smoothing=0.1)):
         assert gradcheck(loss, (logits, target)) and gradgradcheck(loss, (logits, target))
+    soft = torch.rand(4, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    loss = RootedBCEWithLogitsLoss(2, pos_weight=torch.arange(1.0, 6.0, dtype=torch.float64))
+    assert gradcheck(loss, (logits, soft)) and gradgradcheck(loss, (logits, soft))
 
 
 # --- properties -----------------------------------------------------------------------------------------------------
@@ -461,23 +467,28 @@ def test_two_classes_are_the_binary_objective(k):
     logits = torch.stack([torch.zeros_like(m), m], dim=1)
     target = torch.ones(len(m), dtype=torch.int64)
     expected = rooted_logistic(m, k)
-    assert_ratio(RootedCrossEntropy(k)(logits, target), expected, 1e-12, "two classes")
-    assert_close(RootedCrossEntropy(k, centred=True)(logits, target), expected - k, 1e-12, "two classes, centred")
+    def loss(**options):
+        return rooted_cross_entropy(logits, target, k=k, reduction="none", **options)
+
+    assert_ratio(loss(), expected, 1e-12, "two classes")
+    assert_close(loss(centred=True), expected - k, 1e-12, "two classes, centred")
+    binary = rooted_binary_cross_entropy_with_logits(m, torch.ones_like(m), k=k, reduction="none")
+    assert_ratio(binary, expected, 1e-12, "binary")
 
 
-def test_cross_entropy_limit_and_direct_form():
+def test_the_forms_of_several_classes():
     g = torch.Generator().manual_seed(0)
     logits, target = torch.randn(50, 10, dtype=torch.float64, generator=g) * 3, torch.arange(50) % 10
-    nll = torch.nn.functional.cross_entropy(logits, target, reduction="none")
     p = logits.softmax(1)[torch.arange(50), target]
-    for form in ("inverse", "direct"):
-        limit = RootedCrossEntropy(1e6, form, centred=form == "inverse")(logits, target)
-        assert_close(limit, nll, 1e-5, f"{form}, k = 1e6")
-    assert_close(RootedCrossEntropy(3, "inverse")(logits, target), 3 * p ** (-1 / 3), 1e-13, "inverse")
-    assert_close(RootedCrossEntropy(8, "direct", 10)(logits, target), 10 * (1 - p ** (1 / 8)), 1e-13, "direct")
-    assert (RootedCrossEntropy(8, "direct", 10)(logits * 100, target) <= 10).all()
+
+    def loss(scale=1, **options):
+        return rooted_cross_entropy(logits * scale, target, reduction="none", **options)
+
+    assert_close(loss(k=3), 3 * p ** (-1 / 3), 1e-13, "inverse")
+    assert_close(loss(k=8, m=10, form="direct"), 10 * (1 - p ** (1 / 8)), 1e-13, "direct")
+    assert (loss(100, k=8, m=10, form="direct") <= 10).all()
     # Generalised cross-entropy (1 - p^q) / q with q = 1/k.
-    assert_close(RootedCrossEntropy(4, "direct")(logits, target), (1 - p**0.25) / 0.25, 1e-13, "q = 1/4")
+    assert_close(loss(k=4, form="direct"), (1 - p**0.25) / 0.25, 1e-13, "q = 1/4")
 
 
 def test_alpha_losses():
@@ -487,8 +498,63 @@ def test_alpha_losses():
     for k in (2.0, 5.0):
         for form, a in (("inverse", k / (k + 1)), ("direct", k / (k - 1))):
             expected = a / (a - 1) * (1 - p ** ((a - 1) / a))
-            got = RootedCrossEntropy(k, form, centred=form == "inverse")(logits, target)[0]
+            got = rooted_cross_entropy(logits, target, k=k, form=form, centred=form == "inverse")
             assert got.item() == pytest.approx(expected.item(), rel=1e-12)
+
+
+CLASS_WEIGHT = torch.tensor([0.5, 2.0, 1.0, 0.0, 3.0], dtype=torch.float64)
+
+
+@pytest.mark.parametrize("form", ["inverse", "direct"])
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+@pytest.mark.parametrize("weight", [None, CLASS_WEIGHT])
+@pytest.mark.parametrize("shape", [(5,), (7, 5), (3, 5, 2, 4)])
+@pytest.mark.parametrize("soft", [False, True])
+def test_large_k_is_torchs_cross_entropy_whatever_the_options(form, reduction, smoothing, weight, shape, soft):
+    g = torch.Generator().manual_seed(0)
+    logits = torch.randn(shape, dtype=torch.float64, generator=g) * 3
+    axis = 0 if len(shape) == 1 else 1
+    target = logits.roll(1, 0).softmax(axis) if soft else logits.roll(1, axis).argmax(axis)
+    options = {"reduction": reduction, "label_smoothing": smoothing}
+    if not soft:
+        options["ignore_index"] = 2
+    expected = torch.nn.functional.cross_entropy(logits, target, weight, **options)
+    ours = RootedCrossEntropyLoss(1e6, form=form, weight=weight, centred=form == "inverse", **options)
+    assert ours(logits, target).shape == expected.shape
+    assert_close(ours(logits, target), expected, 1e-5, "k = 1e6")
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_large_k_is_torchs_binary_cross_entropy(reduction, weighted):
+    g = torch.Generator().manual_seed(0)
+    logits, target = torch.randn(6, 5, dtype=torch.float64, generator=g) * 3, torch.rand(6, 5, generator=g).double()
+    weights = {"weight": CLASS_WEIGHT, "pos_weight": CLASS_WEIGHT.flip(0)} if weighted else {}
+    expected = torch.nn.functional.binary_cross_entropy_with_logits(logits, target, reduction=reduction, **weights)
+    ours = RootedBCEWithLogitsLoss(1e6, reduction=reduction, centred=True, **weights)
+    assert_close(ours(logits, target), expected, 1e-5, "k = 1e6")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("k", [1.0, 2.0, 3.0, 20.0])
+def test_classifier_losses_and_gradients_are_finite_for_any_logits(dtype, k):
+    values = torch.tensor([-500.0, -90.0, 0.0, 90.0, 500.0], dtype=dtype)
+    logits = torch.cartesian_prod(values, values, values).requires_grad_(True)
+    target = torch.arange(len(logits)) % 3
+    losses = [
+        rooted_cross_entropy(logits, target, k=k, form=form, label_smoothing=smoothing, reduction="none").sum()
+        for form in ("inverse", "direct")
+        for smoothing in (0.0, 0.1)
+    ]
+    losses.append(rooted_binary_cross_entropy_with_logits(logits, (logits > 0).to(dtype), k=k).sum())
+    for loss in losses:
+        (slope,) = torch.autograd.grad(loss, logits)
+        assert loss.dtype == torch.float32 and loss.isfinite() and not slope.isnan().any()
+    # What the guard is for: without it the product of an infinite slope and a vanished probability is not a number.
+    nll = torch.nn.functional.cross_entropy(logits.float(), target, reduction="none")
+    (unguarded,) = torch.autograd.grad((k * (nll / k).exp()).sum(), logits)
+    assert unguarded.isnan().any() == (k < 20)
 
 
 def test_underflowing_probability_keeps_its_gradient():
@@ -496,10 +562,63 @@ def test_underflowing_probability_keeps_its_gradient():
     p = logits.softmax(1)[:, 0]
     (naive,) = torch.autograd.grad((1 - p ** (1 / 3)).sum(), logits)
     assert naive.isnan().any()
-    (slope,) = torch.autograd.grad(RootedCrossEntropy(3, "direct", 3)(logits, torch.tensor([0])).sum(), logits)
+    loss = rooted_cross_entropy(logits, torch.tensor([0]), k=3, m=3, form="direct")
+    (slope,) = torch.autograd.grad(loss, logits)
     assert slope.isfinite().all()
-    with pytest.raises(ValueError, match="one of inverse, direct"):
-        RootedCrossEntropy(3, "sideways")
+
+
+def test_inverse_form_is_convex_and_the_direct_form_is_not():
+    g = torch.Generator().manual_seed(0)
+    a, b = torch.randn(2, 500, 4, dtype=torch.float64, generator=g) * 6
+    target = torch.arange(500) % 4
+
+    def excess(form):
+        at_a, at_b, between = (
+            rooted_cross_entropy(x, target, k=2, form=form, reduction="none") for x in (a, b, (a + b) / 2)
+        )
+        return ((at_a + at_b) / 2 - between) / between
+
+    assert (excess("inverse") >= -1e-12).all()
+    assert (excess("direct") < -1e-3).any()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"k": 0.5}, "k is a finite number >= 1"),
+        ({"form": "sideways"}, "one of inverse, direct"),
+        ({"m": 0.0}, "m 0.0 is out of range"),
+        ({"label_smoothing": 1.5}, r"a share in \[0, 1\]"),
+        ({"reduction": "median"}, "one of none, mean, sum"),
+        ({"k": 2.0, "tail_at": 200.0}, "out of range"),
+    ],
+)
+def test_classifier_options_out_of_range(options, message):
+    with pytest.raises(ValueError, match=message):
+        RootedCrossEntropyLoss(**options)
+    with pytest.raises(ValueError, match=message):
+        rooted_cross_entropy(torch.zeros(2, 3), torch.zeros(2, dtype=torch.int64), **options)
+
+
+def test_targets_that_do_not_fit():
+    with pytest.raises(ValueError, match=r"target of shape \[3\] for logits of shape \[2, 3\]; use \[2\]"):
+        rooted_cross_entropy(torch.zeros(2, 3), torch.zeros(3, dtype=torch.int64))
+    with pytest.raises(ValueError, match="use the same"):
+        rooted_binary_cross_entropy_with_logits(torch.zeros(2, 1), torch.zeros(2))
+
+
+def test_modules_carry_their_weights_and_say_their_options():
+    loss = RootedCrossEntropyLoss(8, 10, "direct", weight=torch.ones(3))
+    assert loss.to(torch.float64).weight.dtype == torch.float64
+    assert "k=8.0, m=10.0, form=direct" in repr(loss)
+    assert "k=2.0" in repr(RootedBCEWithLogitsLoss())
+
+
+def test_classifier_losses_compile_without_graph_breaks():
+    logits, target = torch.randn(8, 5), torch.arange(8) % 5
+    for loss, y in ((RootedCrossEntropyLoss(3), target), (RootedBCEWithLogitsLoss(2), torch.rand(8, 5))):
+        compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+        assert_close(compiled(logits, y), loss(logits, y), 1e-6, "compiled")
 
 
 # --- the published figures ------------------------------------------------------------------------------------------
