@@ -21,7 +21,7 @@ from torch_utils import custom_ops, misc
 from torch_utils.ops import bias_act, upfirdn2d
 from training import run_dir
 
-IMPLEMENTATIONS = ("auto", "native")
+IMPLEMENTATIONS = ("torch", "native")
 CLOCK = time.perf_counter
 
 
@@ -93,14 +93,14 @@ def main() -> None:
     if not custom_ops.available():
         sys.exit("there is nothing to compare")
     rows = {}
-    print(f"{'microseconds':<34} {'auto':>9} {'native':>9} {'ratio':>7}   {'auto f+b':>9} {'native':>9} {'ratio':>7}")
+    print(f"{'microseconds':<34} {'torch':>9} {'native':>9} {'ratio':>7}   {'torch f+b':>9} {'native':>9} {'ratio':>7}")
     for name, (call, x) in cases(args.batch).items():
         x = x.to(getattr(torch, args.dtype))
         if args.dtype != "float32" and "lrelu" in name:
             continue  # the bias has to have the type of the images
         pair = [compare(call, x, with_gradient, 3 if args.quick else 9) for with_gradient in (False, True)]
         rows[name] = {"forward": pair[0], "forward and backward": pair[1]}
-        cells = (f"{p['auto'] * 1e6:9.0f} {p['native'] * 1e6:9.0f} {p['auto'] / p['native']:6.2f}x" for p in pair)
+        cells = (f"{p['torch'] * 1e6:9.0f} {p['native'] * 1e6:9.0f} {p['torch'] / p['native']:6.2f}x" for p in pair)
         print(f"{name:<34} {'   '.join(cells)}", flush=True)
     if args.json:
         run_dir.write_json(args.json, {"environment": run_dir.environment("cpu"), "sec": rows})

@@ -29,7 +29,7 @@ CASES = {  # name: (resolution, channel base, channel max, batch)
     "32 px, base 2048, max 128": (32, 2048, 128, 16),
     "64 px, base 4096, max 128": (64, 4096, 128, 8),
 }
-IMPLEMENTATIONS = ("ref", "auto", "native")
+IMPLEMENTATIONS = ("ref", "torch", "native")
 
 
 def build(resolution: int, base: int, cmax: int) -> tuple[GanLoss, list[Phase]]:
@@ -83,10 +83,10 @@ def main() -> None:
     misc.keep_freed_memory()
     rows = {name: measure(case, 2 if args.quick else 7) for name, case in CASES.items()}
     print(f"training step, img/s, {args.threads} threads")
-    print(f"{'':<27} {'ref':>8} {'auto':>8} {'native':>8} {'auto/ref':>9} {'native/auto':>12}")
+    print(f"{'':<27} {'ref':>8} {'torch':>8} {'native':>8} {'torch/ref':>9} {'native/torch':>12}")
     for name, row in rows.items():
-        ref, auto, native = (row[key] for key in IMPLEMENTATIONS)
-        print(f"{name:<27} {ref:8.2f} {auto:8.2f} {native:8.2f} {auto / ref:8.2f}x {native / auto:11.2f}x")
+        ref, plain, native = (row[key] for key in IMPLEMENTATIONS)
+        print(f"{name:<27} {ref:8.2f} {plain:8.2f} {native:8.2f} {plain / ref:8.2f}x {native / plain:11.2f}x")
     if args.json:
         run_dir.write_json(args.json, {"environment": run_dir.environment("cpu"), "img_per_sec": rows})
         print(json.dumps({"written": str(args.json)}))

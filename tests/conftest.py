@@ -2,6 +2,7 @@
 
 import os
 import sys
+import warnings
 from pathlib import Path
 
 # One thread, also in child processes: repeatable sums, and no waiting for a core that another process holds.
@@ -13,6 +14,16 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import helpers  # noqa: E402
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compiled_operators() -> None:
+    """Compiled once per machine, not once per test with a cache folder of its own; not at all without a compiler."""
+    from torch_utils import custom_ops
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        custom_ops.available()
 
 
 @pytest.fixture(scope="session")

@@ -203,14 +203,12 @@ def test_wrong_use_is_explained() -> None:
 
 
 def test_the_switch(monkeypatch) -> None:
-    for value, fast in ((None, True), ("auto", True), ("ref", False), (" REF ", False)):
-        monkeypatch.delenv("STYLEGAN_ROOTED_OPS", raising=False)
-        if value is not None:
-            monkeypatch.setenv("STYLEGAN_ROOTED_OPS", value)
-        assert custom_ops.selected() == "ref"
+    for value, fast in (("torch", True), ("ref", False), (" REF ", False)):
+        monkeypatch.setenv("STYLEGAN_ROOTED_OPS", value)
+        assert custom_ops.selected() == "ref" and custom_ops.describe().startswith(value.strip().lower())
         assert custom_ops.fast_paths() is fast and custom_ops.fast_paths("ref") is False
         y = ops.upsample2d(torch.ones(1, 1, 2, 2, requires_grad=True), ops.setup_filter([1, 3, 3, 1]))
         assert ("_Resample" in type(y.grad_fn).__name__) is fast
     monkeypatch.setenv("STYLEGAN_ROOTED_OPS", "quick")
-    with pytest.raises(ValueError, match="wanted one of auto, native, ref"):
+    with pytest.raises(ValueError, match="wanted one of auto, native, torch, ref"):
         custom_ops.selected()

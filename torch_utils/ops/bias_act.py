@@ -150,7 +150,7 @@ def _suits_native(
         and (act != "lrelu" or alpha >= 0)
         and (act != "linear" or clamp is not None or gain != 1)
         and x.numel() >= NATIVE_MIN_NUMEL
-        and custom_ops.selected() == "native"
+        and custom_ops.selected(x.device.type) == "native"
     )
 
 

@@ -104,7 +104,7 @@ def upfirdn2d(
         raise ValueError("the filter requires a gradient, but none is defined; pass f.detach()")
     if f is None or not custom_ops.fast_paths(impl):
         return _reference(x, f, (upx, upy), (downx, downy), (padx0, padx1, pady0, pady1), flip_filter, gain)
-    if _suits_native(x, f, upx * upy * downx * downy == 1) and custom_ops.selected() == "native":
+    if _suits_native(x, f, upx * upy * downx * downy == 1) and custom_ops.selected(x.device.type) == "native":
         return _native()(x, f, upx, upy, downx, downy, padx0, padx1, pady0, pady1, flip_filter, gain)
     return _Resample.apply(x, f, (upx, upy), (downx, downy), (padx0, padx1, pady0, pady1), flip_filter, gain)
 
