@@ -18,7 +18,7 @@ check: venv
 	@cd "$(ROOT)" && "$(BIN)/ruff" check . && "$(BIN)/mypy"
 
 bench: venv
-	@cd "$(ROOT)" && for f in benchmarks/bench_*.py; do "$(BIN)/python" "$$f" $(ARGS) || exit 1; done
+	@cd "$(ROOT)" && "$(BIN)/python" benchmarks/bench.py $(ARGS)
 
 venv:
 	@"$(ROOT)/scripts/make_venv.sh" "$(PYTHON)"

@@ -1,0 +1,1 @@
+"""Benchmarks of this project against the reference path, its operators, and other runtimes."""

@@ -1,0 +1,160 @@
+"""`make bench`: all figures of this project in one run, beside what it wants to reach.
+
+One cell quickly:
+    python benchmarks/bench.py step --config m64 --precision fp32 --repeats 3
+    python benchmarks/bench.py infer --config s64 --batch 1 --precision bf16
+    python benchmarks/bench.py step --config l256 --precision fp32 --path ours --profile    (and where the time goes)
+Without PART all parts run, in minutes; `--quick` takes under one. `--json FILE` keeps the samples; given again, samples
+are added to those in the file, so a long run can be made in pieces. `report FILE` prints the tables of such a file, and
+`compare.py A.json B.json` two of them against each other.
+
+Every variant runs in a process of its own; repetitions are interleaved. `reference` is `reference.py` with the
+allocator as it is; `strict` gives it the allocator settings of this project.
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks import measure, report, subjects
+from benchmarks.measure import Cells
+from benchmarks.subjects import Variant
+from benchmarks.worker import Worker, WorkerFailed
+
+REPEATS = {"step": {"s64": 7, "m64": 3, "l256": 2}, "infer": {"s64": 9, "m64": 5, "l256": 3}}
+QUICK = {"step": {"s64": 1}, "infer": {"s64": 3}}
+
+
+def variants(options: argparse.Namespace, size: str, **kwargs: Any) -> dict[str, Variant]:
+    """The variants that the options ask for, by the name of their cells."""
+    common = {"size": size, "threads": options.threads, **kwargs}
+    out = {}
+    if options.path != "ours":
+        out["reference"] = Variant(path="reference", allocator="system", **common)
+        if options.strict:
+            out["reference strict"] = Variant(path="reference", allocator="project", **common)
+    if options.path != "reference":
+        for precision in options.precision:
+            if subjects.knows_precision(precision):
+                out[f"ours {precision}"] = Variant(path="ours", precision=precision, ops=options.ops, **common)
+            else:
+                say(f"{precision} is not known to this revision: left out")
+    return out
+
+
+def step(options: argparse.Namespace, cells: Cells) -> None:
+    """Seconds of every phase, Adam included, and of the moving average; peak memory of the processes."""
+    for size in options.config:
+        repeats = options.repeats or (QUICK if options.quick else REPEATS)["step"].get(size, 0)
+        if not repeats:
+            continue
+        chosen = variants(options, size)
+        say(f"training step {size}: {', '.join(chosen)}")
+        with measure.started({name: Worker("train", variant) for name, variant in chosen.items()}) as workers:
+            # Memory that is handed back at once leaves nothing to warm; the slow path is not run for nothing.
+            warm = [name for name, v in chosen.items() if v.allocator == "project" or size != "l256"]
+            pieces = subjects.TrainingSubject.names
+            times = measure.interleave(workers, pieces, repeats, warm=warm, say=say)
+            for name, worker in workers.items():
+                for piece, samples in times[name].items():
+                    add(cells, f"step {size} {name} {piece}", "s", samples)
+                add(cells, f"memory {size} {name}", "MiB", [worker.peak_mib()])
+                note_profile(options, worker, pieces, f"{size} {name}", cells)
+
+
+def infer(options: argparse.Namespace, cells: Cells) -> None:
+    """Seconds of one batch through the generator, constant noise."""
+    for size in options.config:
+        repeats = options.repeats or (QUICK if options.quick else REPEATS)["infer"].get(size, 0)
+        if not repeats:
+            continue
+        for batch in options.batch:
+            chosen = variants(options, size, batch=batch)
+            say(f"inference {size} batch {batch}: {', '.join(chosen)}")
+            with measure.started({name: Worker("infer", variant) for name, variant in chosen.items()}) as workers:
+                times = measure.interleave(workers, ["infer"], repeats, warm=chosen, least_sec=0.3, say=say)
+                for name, worker in workers.items():
+                    add(cells, f"infer b{batch} {size} {name}", "s", times[name]["infer"])
+                    note_profile(options, worker, ["infer"], f"infer b{batch} {size} {name}", cells)
+
+
+PARTS: dict[str, Callable[[argparse.Namespace, Cells], None]] = {"step": step, "infer": infer}
+
+
+def note_profile(options: argparse.Namespace, worker: Worker, pieces: Any, label: str, cells: Cells) -> None:
+    """With --profile: print the operators that a piece spends its time in, and keep them."""
+    if not options.profile:
+        return
+    for piece in pieces:
+        if piece == "ema":
+            continue
+        top = worker.profile(piece, 8)
+        cells.setdefault("profiles", {})[f"{label} {piece}"] = top  # type: ignore[assignment]
+        shown = ", ".join(f"{t['op']} {t['share'] * 100:.0f} % ({t['calls']})" for t in top)
+        print(f"profile {label} {piece}: {shown}")
+
+
+def add(cells: Cells, name: str, unit: str, samples: list[float]) -> None:
+    """Add samples to a cell."""
+    cells.setdefault(name, {"unit": unit, "samples": []})["samples"].extend(samples)
+
+
+def say(text: str) -> None:
+    """One line of progress, for people."""
+    print(f"[{time.strftime('%H:%M:%S')}] {text}", file=sys.stderr, flush=True)
+
+
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)}, or report FILE; none = all")
+    parser.add_argument("--config", action="append", choices=tuple(subjects.SIZES), help="network; can be repeated")
+    parser.add_argument("--precision", action="append", choices=("fp32", "bf16"), help="can be repeated")
+    parser.add_argument("--batch", action="append", type=int, help="of inference; can be repeated")
+    parser.add_argument("--path", choices=("both", "ours", "reference"), default="both")
+    parser.add_argument("--no-strict", dest="strict", action="store_false", help="leave the strict reference out")
+    parser.add_argument("--ops", choices=("", "auto", "native", "ref"), default="", help="STYLEGAN_ROOTED_OPS of ours")
+    parser.add_argument("--repeats", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--profile", action="store_true", help="also show where the time goes")
+    parser.add_argument("--quick", action="store_true", help="under a minute")
+    parser.add_argument("--json", type=Path, help="keep samples here, beside those that are there already")
+    options = parser.parse_args(argv)
+    options.config = options.config or ["s64", "m64", "l256"]
+    options.precision = options.precision or ["fp32", "bf16"]
+    options.batch = options.batch or [8, 1]
+    if options.parts[:1] != ["report"]:
+        for part in options.parts:
+            if part not in PARTS:
+                parser.error(f"there is no part {part!r}; one of {', '.join(PARTS)}, or report FILE")
+    elif len(options.parts) != 2:
+        parser.error("report needs one FILE")
+    return options
+
+
+def main() -> None:
+    options = parse()
+    if options.parts[:1] == ["report"]:
+        print(report.render(report.load(Path(options.parts[1]))))
+        return
+    goes_on = options.json is not None and options.json.is_file()
+    record = report.load(options.json) if goes_on else report.new_record(options.threads)
+    start = time.monotonic()
+    for part in options.parts or PARTS:
+        try:
+            PARTS[part](options, record["cells"])
+        except WorkerFailed as e:
+            sys.exit(f"{part}: {e}")
+        if options.json:
+            report.save(options.json, record)
+    print(report.render(record))
+    say(f"took {time.monotonic() - start:.0f} s")
+
+
+if __name__ == "__main__":
+    main()
