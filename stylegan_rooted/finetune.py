@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,9 @@ import torch
 
 from dnnlib import EasyDict
 from metrics.evaluate import MetricResult
-from stylegan_rooted import evaluation, losses, presets
-from torch_utils import images, misc, seeding
+from stylegan_rooted import __version__, evaluation, losses, presets
+from torch_utils import distributed, images, misc, seeding
+from torch_utils.distributed import DistEnv, Place
 from training import network_pickle, run_dir
 from training.ada import AdaController
 from training.augment import AUGMENT_PRESETS, AugmentPipe
@@ -31,9 +32,19 @@ from training.networks import Discriminator, Generator
 from training.phases import build_phases
 from training.precision import FullPrecision
 from training.stats import Scalar, StatsCollector
-from training.training_loop import ADA_INTERVAL, Grid, Progress, Run, render_grid, train
+from training.training_loop import (
+    ADA_INTERVAL,
+    Grid,
+    Progress,
+    Run,
+    render_grid,
+    shared_images,
+    shared_state,
+    train,
+)
 
 Say = Callable[[str], None]
+MACHINE_OPTIONS = ("data.path", "data.workers", "runtime.outdir", "runtime.threads", "runtime.device")
 
 
 def run(
@@ -44,6 +55,8 @@ def run(
 ) -> Path:
     """Fine-tune as `config` says; returns the run directory.
 
+    Under torchrun every process calls this; they compute one run together, and only rank 0 writes and speaks.
+
     Args:
         config: Options; every None is resolved here from checkpoint and data.
         say: Receives lines for people.
@@ -52,28 +65,61 @@ def run(
     Raises:
         ValueError, OSError: Something the user can mend; nothing has been written then.
         TrainingDiverged: See `training_loop.train`.
+        ProcessFailed: Another process failed; the message is empty in all but one.
     """
-    plan = prepare(config)
+    where = distributed.place()
+    device = resolve_device(config.runtime.device, where)
+    with distributed.start(where, device, timeout_sec=config.runtime.rank_timeout) as env:
+        return run_process(config, env, say=say, progress_bar=progress_bar)
+
+
+def run_process(
+    config: FinetuneConfig, env: DistEnv, *, say: Say, progress_bar: Callable[..., Any] | None = None
+) -> Path:
+    """This process's part of `run`."""
+    if not env.is_main:
+        say, progress_bar = silence, None
+    with env.together("preparing"):
+        plan = prepare(config, env)
+    env.require_equal(plan.identity(), "at the start; all machines need the same options and files")
     config = plan.config
     configure_torch(config, plan.device)
-    path = run_dir.create(config.runtime.outdir, describe(plan))
+    path: Path | None = None
     try:
+        with env.together("making the run folder"):
+            path = run_dir.create(config.runtime.outdir, describe(plan)) if env.is_main else None
+        path = env.broadcast(path)
         say(f"Run folder: {path}")
-        say(
-            f"Device: {plan.device}, {torch.get_num_threads()} threads"
-            if plan.device.type == "cpu"
-            else f"Device: {plan.device} ({torch.cuda.get_device_name(plan.device)})"
-        )
-        training_run = build_run(plan, path)
-        write_start(training_run, plan)
-        hooks = RunHooks(training_run, say, progress_bar)
+        say(describe_machine(env))
+        with env.together("building the networks"):
+            training_run = build_run(plan, path)
+            if env.is_main:
+                write_start(training_run, plan)
+            hooks = RunHooks(training_run, say, progress_bar)
+        env.broadcast_tensors(shared_state(training_run))
     except BaseException:
-        shutil.rmtree(path, ignore_errors=True)  # nothing of worth is in it before the first step
+        if env.is_main and path is not None:
+            shutil.rmtree(path, ignore_errors=True)  # nothing of worth is in it before the first step
         raise
     with flushed_denormals(), hooks, catch_signals(hooks):
         train(training_run, hooks)
     say(f"Done: {path}")
     return path
+
+
+def silence(text: str) -> None:
+    """What processes other than rank 0 say."""
+
+
+def describe_machine(env: DistEnv) -> str:
+    """One line: the device, and how many processes share the work."""
+    device = env.device
+    name = (
+        f"Device: {device}, {torch.get_num_threads()} threads"
+        if device.type == "cpu"
+        else f"Device: {device} ({torch.cuda.get_device_name(device)})"
+    )
+    return name if env.world == 1 else f"{name}; {env.world} processes ({'gloo' if device.type == 'cpu' else 'NCCL'})"
 
 
 @dataclass(frozen=True)
@@ -84,6 +130,23 @@ class Plan:
     device: torch.device
     dataset: ImageDataset
     checkpoint: NetworkPickle | None
+    env: DistEnv = field(default_factory=DistEnv)
+
+    def identity(self) -> dict[str, Any]:
+        """What must be equal in all processes before they begin. Images are compared by their number, not content."""
+        options = self.config.to_dict()
+        facts = {
+            f"option {section}.{name}": value
+            for section, values in options.items()
+            if isinstance(values, dict)
+            for name, value in values.items()
+            if f"{section}.{name}" not in MACHINE_OPTIONS
+        }
+        return facts | {
+            "code version": __version__,
+            "number of images": self.dataset.num_source_images,
+            "--resume file": self.checkpoint.sha256 if self.checkpoint else None,
+        }
 
 
 def check_options(config: FinetuneConfig) -> None:
@@ -106,11 +169,19 @@ def check_options(config: FinetuneConfig) -> None:
                 )
 
 
-def prepare(config: FinetuneConfig) -> Plan:
-    """Open checkpoint and data, check that they fit, resolve the configuration. Writes nothing."""
+def prepare(config: FinetuneConfig, env: DistEnv | None = None) -> Plan:
+    """Open checkpoint and data, check that they fit, resolve the configuration. Writes nothing.
+
+    Args:
+        config: Options.
+        env: The processes; None plans for as many as the environment names without joining them.
+    """
     check_options(config)
-    device = resolve_device(config.runtime.device)
-    check_outdir(config.runtime.outdir or ".")
+    where = distributed.place()
+    device = resolve_device(config.runtime.device, where) if env is None else env.device
+    num_gpus = where.world if env is None else env.world
+    if env is None or env.is_main:
+        check_outdir(config.runtime.outdir or ".")
     checkpoint = None if config.resume in ("none", "noresume") else network_pickle.load(config.resume)
     dataset = ImageDataset(
         config.data.path,
@@ -146,8 +217,10 @@ def prepare(config: FinetuneConfig) -> Plan:
         check_freezed(checkpoint.D, config.optim.freezed)
         mbstd = getattr(checkpoint.D.b4, "mbstd", None)
         facts = presets.Checkpoint(resolution=dataset.resolution, mbstd_group=mbstd.group_size if mbstd else None)
-    config = presets.resolve(config, resolution=dataset.resolution, checkpoint=facts, device=device.type)
-    return Plan(config=config, device=device, dataset=dataset, checkpoint=checkpoint)
+    config = presets.resolve(
+        config, resolution=dataset.resolution, checkpoint=facts, device=device.type, num_gpus=num_gpus
+    )
+    return Plan(config=config, device=device, dataset=dataset, checkpoint=checkpoint, env=env or DistEnv(device))
 
 
 def check_freezed(D: Any, freezed: int) -> None:
@@ -157,14 +230,23 @@ def check_freezed(D: Any, freezed: int) -> None:
         raise ValueError(f"--freezed {freezed}: this discriminator has {most} layers that can be frozen")
 
 
-def resolve_device(name: str) -> torch.device:
-    """`auto` is cuda where there is one.
+def resolve_device(name: str, where: Place | None = None) -> torch.device:
+    """`auto` is cuda where there is one; each of several processes on a machine takes a GPU of its own.
 
     Raises:
         ValueError: No such device here.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if where is not None and where.world > 1 and name.startswith("cuda"):
+        if name != "cuda":
+            raise ValueError(f"--device {name}: each of the {where.world} processes takes its own; use --device cuda")
+        if where.local_rank >= torch.cuda.device_count():
+            raise ValueError(
+                f"--device cuda: this machine has {torch.cuda.device_count()} CUDA devices for more processes; start "
+                "one process per device (torchrun --nproc_per_node) or use --device cpu"
+            )
+        name = f"cuda:{where.local_rank}"
     if not re.fullmatch(r"cpu|cuda(:[0-9]{1,3})?", name):
         raise ValueError(f"--device {name} is unknown; one of auto, cpu, cuda, cuda:N")
     device = torch.device(name)
@@ -233,7 +315,7 @@ def describe(plan: Plan) -> str:
         parts.append(f"subset{config.data.subset}")
     if config.data.mirror:
         parts.append("mirror")
-    parts.append(f"{config.cfg}1" if config.cfg == "auto" else config.cfg)
+    parts.append(f"{config.cfg}{plan.env.world}" if config.cfg == "auto" else config.cfg)
     parts.append(config.loss.name if config.loss.name != "rooted" else f"rooted-k{config.loss.k}")
     parts.append(f"gamma{config.loss.gamma:g}")
     parts.append(f"kimg{config.schedule.kimg:g}")
@@ -301,7 +383,9 @@ def new_networks(net: NetworkConfig, dataset: ImageDataset, freezed: int) -> tup
     return G, D
 
 
-def build_augmentation(config: AugmentConfig, device: torch.device) -> tuple[AugmentPipe | None, AdaController | None]:
+def build_augmentation(
+    config: AugmentConfig, device: torch.device, env: DistEnv
+) -> tuple[AugmentPipe | None, AdaController | None]:
     """The pipe (None for noaug) and its controller (None unless ada)."""
     if config.aug == "noaug":
         return None, None
@@ -310,16 +394,16 @@ def build_augmentation(config: AugmentConfig, device: torch.device) -> tuple[Aug
     if config.aug == "fixed":
         return pipe, None
     return pipe, AdaController(
-        target=config.target, interval=ADA_INTERVAL, ada_kimg=config.ada_kimg, p_max=config.p_max
+        target=config.target, interval=ADA_INTERVAL, ada_kimg=config.ada_kimg, p_max=config.p_max, reduce=env.sum
     )
 
 
 def build_run(plan: Plan, path: Path) -> Run:
     """Assemble networks, loss, phases and data into a `Run`."""
-    config, dataset, device = plan.config, plan.dataset, plan.device
+    config, dataset, device, env = plan.config, plan.dataset, plan.device, plan.env
     G, D, G_ema = build_networks(plan)
     precision = FullPrecision(*((G, D, G_ema) if device.type == "cpu" or config.runtime.fp32 else ()))
-    pipe, ada = build_augmentation(config.augment, device)
+    pipe, ada = build_augmentation(config.augment, device, env)
     adversarial = losses.build_loss(config.loss.name, **loss_options(config))
     stats = StatsCollector()
 
@@ -345,7 +429,13 @@ def build_run(plan: Plan, path: Path) -> Run:
         device=device,
         dataset=dataset,
         adversarial=adversarial,
-        batches=iter(iterate_batches(dataset, sampler, config.optim.batch, num_workers=config.data.workers)),
+        batches=iterate_batches(
+            dataset,
+            sampler,
+            config.optim.batch,
+            num_workers=config.data.workers,
+            part=shared_images(env, config.optim.batch, config.optim.batch_gpu),
+        ),
         G=G,
         D=D,
         G_ema=G_ema,
@@ -367,6 +457,7 @@ def build_run(plan: Plan, path: Path) -> Run:
         grid=fixed_grid(dataset, G.z_dim, config.runtime.seed, config.runtime.grid),
         progress=Progress(total_nimg=round(config.schedule.kimg * 1000), tick_nimg=round(config.schedule.tick * 1000)),
         training_set_kwargs=training_set_kwargs(config, dataset),
+        env=env,
     )
 
 
@@ -426,8 +517,8 @@ class RunHooks:
         self._bar: Any = None
         self._nonfinite_shown = 0
         self._clamp_shown = False
-        self._evaluator = evaluation.for_run(run)
-        self._events = open_tensorboard(run.path)
+        self._evaluator = evaluation.for_run(run) if run.env.is_main else None
+        self._events = open_tensorboard(run.path) if run.env.is_main else None
 
     def __enter__(self) -> "RunHooks":
         self._bar_context = self._bar_factory(self.run.progress.total_nimg)
@@ -486,6 +577,8 @@ class RunHooks:
             self._add_event(run, f"Metrics/{row.label}", row.value)
 
     def should_stop(self, run: Run) -> bool:
+        number = run.env.max(signal.Signals[self.stop_requested] if self.stop_requested else 0)
+        self.stop_requested = signal.Signals(number).name if number else None
         if self.stop_requested:
             self.say(f"{self.stop_requested}: stopping after this step with a snapshot")
         return self.stop_requested is not None
@@ -494,7 +587,7 @@ class RunHooks:
         """(results, None) or ([], why there are none). Nothing that a measurement does may end the training."""
         if self.stop_requested:
             return [], f"stopped by {self.stop_requested}"
-        self.measuring = True
+        self.measuring = run.env.world == 1  # several processes end a measurement together or not at all
         try:
             return evaluator.evaluate(run.G_ema)
         except KeyboardInterrupt:

@@ -1,6 +1,6 @@
 """Fills every "auto" of a configuration from the checkpoint and the data. Pure arithmetic; knows nothing of torch.
 
-Values: spec training-and-metrics.md section 3 (the family's `--cfg` presets), for one process.
+Values: spec training-and-metrics.md section 3 (the family's `--cfg` presets).
 """
 
 from dataclasses import dataclass, replace
@@ -49,8 +49,14 @@ class Checkpoint:
 
 
 def auto_preset(resolution: int, num_gpus: int = 1) -> Preset:
-    """The `auto` row: batch, widths, learning rate and gamma that suit a resolution (spec section 3)."""
+    """The `auto` row: batch, widths, learning rate and gamma that suit a resolution (spec section 3).
+
+    The family knows powers of two; for other numbers of GPUs the batch is rounded down so that every GPU gets as many
+    whole groups of the minibatch standard deviation.
+    """
     batch = max(min(num_gpus * min(4096 // resolution, 32), 64), num_gpus)
+    per_round = num_gpus * min(batch // num_gpus, 4)
+    batch = batch // per_round * per_round
     return Preset(
         batch=batch,
         ref_gpus=num_gpus,
@@ -64,7 +70,9 @@ def auto_preset(resolution: int, num_gpus: int = 1) -> Preset:
     )
 
 
-def resolve(config: FinetuneConfig, *, resolution: int, checkpoint: Checkpoint | None, device: str) -> FinetuneConfig:
+def resolve(
+    config: FinetuneConfig, *, resolution: int, checkpoint: Checkpoint | None, device: str, num_gpus: int = 1
+) -> FinetuneConfig:
     """Return `config` with every None that means "auto" replaced by a number.
 
     Args:
@@ -72,17 +80,26 @@ def resolve(config: FinetuneConfig, *, resolution: int, checkpoint: Checkpoint |
         resolution: Of the data, in pixels per side.
         checkpoint: Of `--resume`; None for `--resume none`.
         device: Resolved device, "cpu" or "cuda…".
+        num_gpus: Processes; CPUs count as GPUs here.
 
     Raises:
-        ValueError: An unknown `--cfg`, or a batch that the minibatch standard deviation cannot be split into.
+        ValueError: An unknown `--cfg`, a batch that the minibatch standard deviation cannot be split into, or one that
+            does not give every process something to do.
     """
     if config.cfg not in CFG_NAMES:
         raise ValueError(f"--cfg {config.cfg} is unknown; one of {', '.join(CFG_NAMES)}")
-    preset = auto_preset(resolution) if config.cfg == "auto" else PRESETS[config.cfg]
+    preset = auto_preset(resolution, num_gpus) if config.cfg == "auto" else PRESETS[config.cfg]
     batch = config.optim.batch or preset.batch
-    batch_gpu = config.optim.batch_gpu or min(batch, default_batch_gpu(preset, batch, resolution, device))
+    batch_gpu = config.optim.batch_gpu or min(
+        batch, default_batch_gpu(preset, batch, resolution, device, num_gpus)
+    )
     if batch % batch_gpu:
         raise ValueError(f"--batch {batch} is not a multiple of --batch-gpu {batch_gpu}")
+    if batch // batch_gpu < num_gpus:
+        raise ValueError(
+            f"--batch {batch} with --batch-gpu {batch_gpu} is work for {batch // batch_gpu} of the {num_gpus} "
+            "processes; use a larger --batch, a smaller --batch-gpu or fewer processes"
+        )
     group = checkpoint.mbstd_group if checkpoint else (config.network.mbstd_group or min(preset.mbstd, batch_gpu))
     if group is not None and batch_gpu % min(group, batch_gpu):
         raise ValueError(
@@ -131,11 +148,12 @@ def resolve(config: FinetuneConfig, *, resolution: int, checkpoint: Checkpoint |
     )
 
 
-def default_batch_gpu(preset: Preset, batch: int, resolution: int, device: str) -> int:
+def default_batch_gpu(preset: Preset, batch: int, resolution: int, device: str, num_gpus: int = 1) -> int:
     """Images in memory at a time: the preset's share of one reference GPU; on a CPU also bounded by pixels."""
     share = max(preset.batch // preset.ref_gpus, 1)
     if device == "cpu":
         share = max(min(share, CPU_PIXELS_PER_STEP // resolution**2), 4)
+    share = min(share, max(batch // num_gpus, 1))
     while batch % share:
         share -= 1
     return share

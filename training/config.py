@@ -21,6 +21,7 @@ D_ARCHITECTURES = ("orig", "skip", "resnet")
 MIN_RESOLUTION = 8
 MAX_KIMG = 1e9
 MAX_THREADS = 1024  # far more end OpenMP, and the process with it
+MAX_RANK_TIMEOUT_SEC = 1e6
 MAX_GRID = 256  # columns or rows, as with the command `grid`
 MAX_SEED = 2**32 - 1  # NumPy's RandomState takes no more
 
@@ -198,6 +199,7 @@ class RuntimeConfig:
     seed: int = 0
     device: str = "auto"
     threads: int | None = None
+    rank_timeout: float = 600.0
     fp32: bool = False
     tf32: bool = False
     nobench: bool = False
@@ -206,6 +208,7 @@ class RuntimeConfig:
 
     def __post_init__(self) -> None:
         _between("--threads", self.threads, 1, MAX_THREADS)
+        _between("--rank-timeout", self.rank_timeout, 1, MAX_RANK_TIMEOUT_SEC)
         _between("--seed", self.seed, 0, MAX_SEED)
         if self.grid is not None and not 1 <= min(self.grid) <= max(self.grid) <= MAX_GRID:
             raise ValueError(f"--grid {self.grid[0]}x{self.grid[1]}: columns and rows lie in [1, {MAX_GRID}]")

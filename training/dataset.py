@@ -552,14 +552,20 @@ class InfiniteSampler:
 
 
 def iterate_batches(
-    dataset: ImageDataset, sampler: Iterable[int], batch_size: int, num_workers: int = 0
+    dataset: ImageDataset,
+    sampler: Iterable[int],
+    batch_size: int,
+    num_workers: int = 0,
+    *,
+    part: slice = slice(None),
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Batches in the sampler's order: (uint8 images [B, C, H, W], float32 labels [B, L]).
 
     The result does not depend on `num_workers`, the number of threads that read ahead. Closing the iterator ends them.
-    A finite sampler's last batch may be smaller.
+    A finite sampler's last batch may be smaller. Of every batch only the positions in `part` are read and returned:
+    several processes that follow one order share it so.
     """
-    chunks = _chunks(sampler, batch_size)
+    chunks = (chunk[part] for chunk in _chunks(sampler, batch_size))
     if num_workers < 1:
         yield from (dataset.batch(chunk) for chunk in chunks)
         return

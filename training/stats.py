@@ -6,6 +6,7 @@ the run.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -37,10 +38,15 @@ class StatsCollector:
         moments = torch.stack([torch.full_like(x.sum(), x.numel()), x.sum(), x.square().sum()])
         self._sums[name] = self._sums[name] + moments if name in self._sums else moments
 
-    def collect(self) -> dict[str, Scalar]:
-        """Every name's scalar since the last call; names that got nothing keep their last value. Then start anew."""
-        for name, moments in self._sums.items():
-            num, total, squares = moments.tolist()
+    def collect(self, reduce: Callable[[torch.Tensor], torch.Tensor] | None = None) -> dict[str, Scalar]:
+        """Every name's scalar since the last call; names that got nothing keep their last value. Then start anew.
+
+        Args:
+            reduce: Sums a float64 tensor over all processes, which have reported under the same names; None for one.
+        """
+        names = sorted(self._sums)
+        table = torch.stack([self._sums[name].cpu() for name in names]) if names else torch.zeros([0, 3])
+        for name, (num, total, squares) in zip(names, (reduce(table) if reduce else table).tolist()):
             mean = total / num if num else math.nan
             variance = max(squares / num - mean * mean, 0.0) if num and math.isfinite(squares) else math.nan
             self._last[name] = Scalar(int(num), mean, math.sqrt(variance) if num > 1 else 0.0 if num else math.nan)

@@ -3,6 +3,7 @@
 What a run is made of comes in as a `Run`; what happens beside training (progress bar, metrics, TensorBoard) as `Hooks`.
 """
 
+import contextlib
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ import torch
 
 from dnnlib.util import format_time, naming
 from torch_utils import images, seeding
+from torch_utils.distributed import DistEnv
 from training import network_pickle, run_dir
 from training.ada import AdaController
 from training.config import FinetuneConfig
@@ -95,11 +97,14 @@ class Run:
     progress: Progress
     precision: FullPrecision
     training_set_kwargs: dict[str, Any]
-    rank: int = 0
+    env: DistEnv = field(default_factory=DistEnv)
 
 
 class Hooks(Protocol):
-    """What may happen beside training. Hooks must leave torch's global random generator as it was."""
+    """What may happen beside training. Hooks must leave torch's global random generator as it was.
+
+    With several processes every one of them calls the hooks, and `should_stop` answers alike in all.
+    """
 
     def on_step(self, run: Run) -> None: ...
     def on_tick(self, run: Run, scalars: dict[str, Scalar], status: str) -> None: ...
@@ -124,17 +129,19 @@ def train(run: Run, hooks: Hooks) -> None:
         if not (progress.tick_due or diverged):
             continue
         scalars, status = finish_tick(run)
+        run.env.require_equal(shared_state(run), f"at {progress.cur_nimg / 1000:g} kimg")
         hooks.on_tick(run, scalars, status)
         if progress.finished or diverged or progress.tick % run.config.schedule.snap == 0:
             hooks.on_snapshot(run, save_snapshot(run))
             progress.stopped = progress.stopped or hooks.should_stop(run)  # asked for while measuring
         if diverged:
-            raise TrainingDiverged(
+            error = TrainingDiverged(
                 f"{progress.num_nonfinite} steps had non-finite gradients and were left out (limit --max-nonfinite "
                 f"{run.config.optim.max_nonfinite}); last state: "
                 f"{run.path / f'network-snapshot-{progress.kimg_name}.pkl'}. "
                 "Try a larger --gamma, a smaller --glr/--dlr, or --tail linear"
             )
+            raise run.env.everywhere(error)
         if progress.finished:
             return
         start_tick(progress)
@@ -143,6 +150,7 @@ def train(run: Run, hooks: Hooks) -> None:
 def step(run: Run) -> None:
     """One turn: every due phase, the moving average, the augmentation strength."""
     progress, config = run.progress, run.config
+    run.env.beat(f"reading data at {progress.cur_nimg / 1000:.3f} kimg")
     real_u8, real_c = next(run.batches)
     real_img = images.from_uint8(real_u8.to(run.device))
     real_c = real_c.to(run.device)
@@ -150,45 +158,96 @@ def step(run: Run) -> None:
     for phase in run.phases:
         if phase.due(progress.step):
             step_phase(run, phase, real_img, real_c)
-    beta = ema_beta(len(real_img), progress.cur_nimg, config.optim.ema_kimg, config.optim.ema_rampup)
+    beta = ema_beta(config.optim.batch, progress.cur_nimg, config.optim.ema_kimg, config.optim.ema_rampup)
     update_ema(run.G_ema, run.G, beta)
-    progress.cur_nimg += len(real_img)
+    progress.cur_nimg += config.optim.batch
     progress.step += 1
     if run.ada is not None and run.augment_pipe is not None:
-        run.augment_pipe.p.fill_(run.ada.update(len(real_img), progress.step))
+        run.augment_pipe.p.fill_(run.ada.update(config.optim.batch, progress.step))
 
 
 def step_phase(run: Run, phase: Phase, real_img: torch.Tensor, real_c: torch.Tensor) -> None:
-    """Accumulate one phase's gradients over the chunks of a batch, then step its optimiser.
+    """Accumulate one phase's gradients over the micro-batches of a batch, then step its optimiser.
 
-    A step with a non-finite gradient is left out and counted: it never reaches the weights.
+    A micro-batch is the unit of the result: its place in the global batch decides its draws, and gradients and running
+    means are averages over all of them, whichever process computes which. A step with a non-finite gradient is left out
+    and counted: it never reaches the weights.
+
+    Args:
+        real_img: This process's images of the batch (see `shared_images`), [n, C, H, W] in [-1, 1].
+        real_c: Their labels.
     """
     start = time.perf_counter()
-    progress, seed = run.progress, run.config.runtime.seed
-    key = (run.rank, progress.cur_nimg, phase.name)
+    progress, seed, optim = run.progress, run.config.runtime.seed, run.config.optim
+    run.env.beat(f"in {phase.name} at {progress.cur_nimg / 1000:.3f} kimg")
+    key = (0, progress.cur_nimg, phase.name)  # 0, not the rank: every process draws for all and takes its part
     latents = seeding.generator(seed, "latents", *key)
-    gen_z = torch.randn([len(real_img), run.G.z_dim], generator=latents)
-    gen_c = random_labels(run.dataset, len(real_img), latents)
-    chunk = run.config.optim.batch_gpu
-    chunks = list(
-        zip(
-            real_img.split(chunk),
-            real_c.split(chunk),
-            gen_z.to(run.device).split(chunk),
-            gen_c.to(run.device).split(chunk),
-        )
+    gen_z = torch.randn([optim.batch, run.G.z_dim], generator=latents)
+    gen_c = random_labels(run.dataset, optim.batch, latents)
+    mine = shared_images(run.env, optim.batch, optim.batch_gpu)
+    num_chunks = optim.batch // optim.batch_gpu
+    chunks = zip(
+        run.env.share(num_chunks),
+        real_img.split(optim.batch_gpu),
+        real_c.split(optim.batch_gpu),
+        gen_z[mine].to(run.device).split(optim.batch_gpu),
+        gen_c[mine].to(run.device).split(optim.batch_gpu),
     )
+    means = RunningMeans(run.loss, run.G)
     phase.opt.zero_grad(set_to_none=True)
     phase.module.requires_grad_(True)
-    for index, (x, c, z, zc) in enumerate(chunks):
-        with seeding.scoped(seed, "phase", *key, index):
-            run.loss.accumulate_gradients(phase.name, x, c, z, zc, gain=phase.interval / len(chunks))
+    for index, x, c, z, zc in chunks:
+        with seeding.scoped(seed, "phase", *key, index), means.of_one():
+            run.loss.accumulate_gradients(phase.name, x, c, z, zc, gain=phase.interval / num_chunks)
     phase.module.requires_grad_(False)
+    run.env.sum_gradients(phase.module)
+    means.average(run.env, num_chunks)
     if count_nonfinite(phase.module):
         progress.num_nonfinite += 1
     else:
         phase.opt.step()
     run.stats.report(f"Timing/{phase.name}", (time.perf_counter() - start) * 1000)
+
+
+def shared_images(env: DistEnv, batch: int, batch_gpu: int) -> slice:
+    """Which images of the global batch this process computes: those of its share of the micro-batches."""
+    chunks = env.share(batch // batch_gpu)
+    return slice(chunks.start * batch_gpu, chunks.stop * batch_gpu)
+
+
+class RunningMeans:
+    """The averages that a forward pass moves, `pl_mean` and `w_avg`, independent of how a batch is split.
+
+    Each micro-batch moves them from where they stood before the phase; afterwards they become the mean of what the
+    micro-batches of all processes made of them.
+    """
+
+    def __init__(self, loss: GanLoss, G: torch.nn.Module) -> None:
+        self._loss = loss
+        self._w_avg = getattr(G.mapping, "w_avg", None)
+        self._before = self._get()
+        self._total = torch.zeros_like(self._before)
+
+    @contextlib.contextmanager
+    def of_one(self) -> Iterator[None]:
+        """Around one micro-batch."""
+        self._set(self._before)
+        yield
+        self._total += self._get()
+
+    def average(self, env: DistEnv, num_chunks: int) -> None:
+        """Once all micro-batches are through: take over the mean."""
+        total = env.sum(self._total)
+        self._set(total / num_chunks if num_chunks > 1 else total)
+
+    def _get(self) -> torch.Tensor:
+        means = [self._loss.pl_mean.reshape(1)] + ([] if self._w_avg is None else [self._w_avg])
+        return torch.cat(means)
+
+    def _set(self, means: torch.Tensor) -> None:
+        self._loss.pl_mean = means[0].clone()
+        if self._w_avg is not None:
+            self._w_avg.copy_(means[1:])
 
 
 def random_labels(dataset: ImageDataset, num: int, generator: torch.Generator) -> torch.Tensor:
@@ -197,6 +256,16 @@ def random_labels(dataset: ImageDataset, num: int, generator: torch.Generator) -
     if not dataset.label_dim:
         return torch.zeros([num, 0])
     return torch.stack([torch.as_tensor(dataset.get_label(int(i))) for i in index])
+
+
+def shared_state(run: Run) -> dict[str, torch.Tensor]:
+    """Everything that is equal in all processes at any time: parameters and buffers, frozen layers among them."""
+    modules = {"G": run.G, "D": run.D, "G_ema": run.G_ema, "augment_pipe": run.augment_pipe}
+    state = {"pl_mean": run.loss.pl_mean}
+    for name, module in modules.items():
+        if module is not None:
+            state |= {f"{name}.{key}": value for key, value in module.state_dict().items()}
+    return state
 
 
 def start_tick(progress: Progress) -> None:
@@ -236,7 +305,9 @@ def finish_tick(run: Run) -> tuple[dict[str, Scalar], str]:
         run.stats.report(name, float(value))
     for name, value in run.adversarial.drain().items():
         run.stats.report(name, value)
-    scalars = run.stats.collect()
+    scalars = run.stats.collect(run.env.sum if run.env.world > 1 else None)
+    if not run.env.is_main:
+        return scalars, ""
     status = " ".join(
         [
             f"tick {progress.tick:<5d}",
@@ -260,8 +331,16 @@ def finish_tick(run: Run) -> tuple[dict[str, Scalar], str]:
 def save_snapshot(run: Run) -> Path:
     """Write the image grid and the exchange pickle of this moment; returns the pickle's path."""
     name = run.progress.kimg_name
-    images.save_grid(run.path / f"fakes{name}.png", render_grid(run), grid_size=run.grid.size)
     path = run.path / f"network-snapshot-{name}.pkl"
+    with run.env.together("saving a snapshot"):
+        if run.env.is_main:
+            write_snapshot(run, name, path)
+    return path
+
+
+def write_snapshot(run: Run, name: str, path: Path) -> None:
+    """The files of `save_snapshot`."""
+    images.save_grid(run.path / f"fakes{name}.png", render_grid(run), grid_size=run.grid.size)
     with run.precision.original():
         network_pickle.save(
             path,
@@ -271,7 +350,6 @@ def save_snapshot(run: Run) -> Path:
             augment_pipe=run.augment_pipe,
             training_set_kwargs=run.training_set_kwargs,
         )
-    return path
 
 
 @torch.no_grad()

@@ -71,6 +71,10 @@ def main(argv: list[str] | None = None) -> None:
         fail(describe(e), 1)
     except RuntimeError as e:
         kind = type(e).__name__
+        if kind == "ProcessFailed":  # without text: another process of the run says why
+            if str(e):
+                click.echo(f"Error: {e}", err=True)
+            sys.exit(1)
         if kind not in ("TrainingDiverged", "OutOfMemoryError") or os.environ.get("STYLEGAN_ROOTED_TRACEBACK"):
             raise
         remedy = "; with finetune, a smaller --batch-gpu needs less" if kind == "OutOfMemoryError" else ""
@@ -79,8 +83,14 @@ def main(argv: list[str] | None = None) -> None:
 
 def fail(message: str, code: int) -> None:
     """One line on stderr, then exit."""
-    click.echo(f"Error: {message}", err=True)
+    if first_here():
+        click.echo(f"Error: {message}", err=True)
     sys.exit(code)
+
+
+def first_here() -> bool:
+    """Whether this process speaks for its machine: under torchrun, all of them meet the same wrong options."""
+    return os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("LOCAL_RANK", "0") == "0"
 
 
 def describe(error: BaseException) -> str:

@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from stylegan_rooted.cli import first_here
 from stylegan_rooted.cli.options import (
     CommaList,
     Field,
@@ -194,7 +195,14 @@ FIELDS = [
     ),
     Field("--seed", "runtime.seed", "Seed of every random stream.", int, "Machine"),
     Field("--device", "runtime.device", "auto, cpu, cuda or cuda:N.", str, "Machine"),
-    Field("--threads", "runtime.threads", "CPU threads.", int, "Machine", "all"),
+    Field("--threads", "runtime.threads", "CPU threads, of each process.", int, "Machine", "all"),
+    Field(
+        "--rank-timeout",
+        "runtime.rank_timeout",
+        "Under torchrun: seconds that processes wait for one that does not come before the run ends.",
+        float,
+        "Machine",
+    ),
     Field(
         "--fp32", "runtime.fp32", "No float16 on a GPU: slower, more exact. A CPU always runs float32.", bool, "Machine"
     ),
@@ -246,7 +254,9 @@ def command(config_file: str | None, dry_run: bool, **values: Any) -> None:
     with usage_errors():
         finetune.check_options(config)
     if dry_run:
-        click.echo(json.dumps(finetune.prepare(config).config.to_dict(), indent=2))
+        resolved = finetune.prepare(config).config.to_dict()
+        if first_here():
+            click.echo(json.dumps(resolved, indent=2))
         return
     bar: TrainingBar | None = None
 

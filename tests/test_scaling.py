@@ -1,0 +1,175 @@
+"""One run on one, two and three processes: the same losses and weights; and the command as torchrun starts it."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers import assert_close
+from PIL import Image
+from processes import run_processes
+
+from stylegan_rooted import finetune
+from torch_utils import distributed
+from torch_utils.distributed import DistEnv
+from training import network_pickle, run_dir
+from training.config import (
+    AugmentConfig,
+    DataConfig,
+    FinetuneConfig,
+    LossConfig,
+    MetricConfig,
+    NetworkConfig,
+    OptimConfig,
+    RuntimeConfig,
+    ScheduleConfig,
+)
+
+ROUND_OFF = 1e-5  # of a tensor's largest value, after 8 steps of Adam: only the order of sums differs
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory) -> Path:
+    """Thirteen 8x8 RGB images."""
+    folder = tmp_path_factory.mktemp("pictures")
+    rng = np.random.RandomState(0)
+    for i in range(13):
+        Image.fromarray(rng.randint(0, 256, [8, 8, 3], dtype=np.uint8)).save(folder / f"{i:02d}.png")
+    return folder
+
+
+def config_for(pictures: Path, outdir: Path, **changes) -> FinetuneConfig:
+    """Eight steps of 12 images in micro-batches of 2, with everything on that could depend on the split."""
+    config = FinetuneConfig(
+        data=DataConfig(path=str(pictures), mirror=True),
+        network=NetworkConfig(channel_base=64, channel_max=8, z_dim=8, w_dim=8),
+        loss=LossConfig(name="rooted"),
+        augment=AugmentConfig(aug="ada", augpipe="bgc", target=0.0, ada_kimg=0.5),
+        optim=OptimConfig(batch=12, batch_gpu=2, g_reg_interval=2, d_reg_interval=4, freezed=1),
+        schedule=ScheduleConfig(kimg=0.096, tick=0.024, snap=100),
+        metric=MetricConfig(metrics=("none",)),
+        runtime=RuntimeConfig(outdir=str(outdir), device="cpu", grid=(2, 2), rank_timeout=20),
+    )
+    return config.replace(**changes)
+
+
+def run_on(world: int, config: FinetuneConfig, folder: Path) -> tuple[Path, list[list[str]]]:
+    """The run's folder, and what each process said."""
+
+    def member(rank: int) -> tuple[Path, list[str]]:
+        said: list[str] = []
+        return finetune.run(config, say=said.append), said
+
+    results = run_processes(folder, world, member)
+    assert all(isinstance(result, tuple) for result in results), results
+    assert len({path for path, _ in results}) == 1
+    return results[0][0], [said for _, said in results]
+
+
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    networks = network_pickle.load(path / "network-snapshot-000000.pkl")
+    names = ("G", "D", "G_ema", "augment_pipe")
+    return {f"{n}.{key}": value for n in names for key, value in getattr(networks, n).state_dict().items()}
+
+
+def files(path: Path) -> set[str]:
+    return {p.name for p in path.iterdir() if not p.name.startswith("events.")}
+
+
+def test_one_two_and_three_processes_train_the_same(pictures, tmp_path) -> None:
+    alone = finetune.run(config_for(pictures, tmp_path / "1"), say=lambda text: None)
+    expected, rows = weights(alone), run_dir.read_jsonl(alone / "stats.jsonl")
+    for world in (2, 3):
+        path, said = run_on(world, config_for(pictures, tmp_path / str(world)), tmp_path / f"results{world}")
+        assert path.name == alone.name.replace("auto1", f"auto{world}") and files(path) == files(alone)
+        assert any(f"{world} processes (gloo)" in line for line in said[0])
+        assert not any(said[1:])
+        actual = weights(path)
+        assert actual.keys() == expected.keys()
+        for name, value in expected.items():
+            assert_close(actual[name], value, ROUND_OFF, f"{world} processes, {name}")
+        others = run_dir.read_jsonl(path / "stats.jsonl")
+        assert len(others) == len(rows)
+        for row, other in zip(rows, others):
+            for name in row:
+                if name.startswith(("Loss/", "Progress/")) and "/max_slope/" not in name and "/top1_" not in name:
+                    assert other[name]["mean"] == pytest.approx(row[name]["mean"], rel=ROUND_OFF, abs=ROUND_OFF), name
+            assert other["Loss/scores/real"]["num"] == row["Loss/scores/real"]["num"]
+    assert expected["augment_pipe.p"] > 0
+
+
+def test_a_process_that_drifts_is_found_at_the_next_tick(pictures, tmp_path, monkeypatch) -> None:
+    original = finetune.build_run
+
+    def drifting(plan, path):
+        run = original(plan, path)
+        step = run.phases[0].opt.step
+
+        def step_and_drift():
+            step()
+            if run.env.rank == 1 and run.progress.step == 3:
+                run.G_ema.mapping.w_avg[0] += 1e-3
+                run.D.b8.fromrgb.weight[0] += 1e-3  # frozen: a buffer
+
+        run.phases[0].opt.step = step_and_drift
+        return run
+
+    monkeypatch.setattr(finetune, "build_run", drifting)
+    config = config_for(pictures, tmp_path / "out")
+
+    def member(rank: int):
+        return finetune.run(config, say=lambda text: None)
+
+    first, second = run_processes(tmp_path / "results", 2, member)
+    assert isinstance(first, distributed.ProcessFailed) and str(second) == ""
+    assert str(first).startswith("rank 1 differs from rank 0 at 0.06 kimg in 1 of ")
+    assert str(first).endswith(": D.b8.fromrgb.weight")  # G_ema's buffers are copied from G's at every step
+
+
+def test_processes_with_other_options_or_data_are_refused(pictures, tmp_path) -> None:
+    fewer = tmp_path / "fewer"
+    fewer.mkdir()
+    for file in sorted(pictures.iterdir())[:9]:
+        (fewer / file.name).write_bytes(file.read_bytes())
+
+    def member(rank: int):
+        config = config_for(fewer if rank else pictures, tmp_path / "out", runtime__seed=rank)
+        return finetune.run(config, say=lambda text: None)
+
+    first, second = run_processes(tmp_path / "results", 2, member)
+    assert "rank 1 differs from rank 0 at the start" in str(first) and str(second) == ""
+    assert "option runtime.seed" in str(first) and "number of images" in str(first)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_snapshot_that_cannot_be_written_ends_all_processes(pictures, tmp_path, monkeypatch) -> None:
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device", "snapshot.pkl")
+
+    monkeypatch.setattr(network_pickle, "save", full)
+    config = config_for(pictures, tmp_path / "out")
+    results = run_processes(tmp_path / "results", 2, lambda rank: finetune.run(config, say=lambda text: None))
+    assert [type(result) for result in results] == [distributed.ProcessFailed] * 2
+    assert [str(result) for result in results] == ["rank 0: snapshot.pkl: No space left on device", ""]
+
+
+def test_a_batch_too_small_for_the_processes_names_the_options(pictures, tmp_path) -> None:
+    config = config_for(pictures, tmp_path, optim__batch_gpu=6)
+    with pytest.raises(ValueError, match="--batch 12 with --batch-gpu 6 is work for 2 of the 3 processes"):
+        finetune.prepare(config, DistEnv("cpu", 0, 3, pulse=object()))
+
+
+def test_the_command_under_torchrun(pictures, tmp_path) -> None:
+    command = [
+        *[sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone", "-m"],
+        *["stylegan_rooted", "finetune", "--resume", "none", "--data", str(pictures), "--outdir", str(tmp_path / "o")],
+        *["--cbase", "64", "--cmax", "8", "--zdim", "8", "--wdim", "8", "--batch", "8", "--kimg", "0.016"],
+        *["--metrics", "none", "--grid", "2x2", "--device", "cpu"],
+    ]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=Path(__file__).parent.parent)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == "" and result.stderr.count("Run folder: ") == 1
+    (path,) = (tmp_path / "o").iterdir()
+    assert "auto2" in path.name and (path / "network-snapshot-000000.pkl").is_file()
