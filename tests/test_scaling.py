@@ -173,3 +173,16 @@ def test_the_command_under_torchrun(pictures, tmp_path) -> None:
     assert result.stdout == "" and result.stderr.count("Run folder: ") == 1
     (path,) = (tmp_path / "o").iterdir()
     assert "auto2" in path.name and (path / "network-snapshot-000000.pkl").is_file()
+
+
+def test_augmentation_follows_the_scores_of_all_processes(tmp_path) -> None:
+    """Rank 0 sees positive scores only, the mean over both is negative: p falls for both."""
+
+    def member(rank: int) -> float:
+        with distributed.start(distributed.place(), torch.device("cpu"), timeout_sec=20) as env:
+            _, ada = finetune.build_augmentation(AugmentConfig(target=0.0, ada_kimg=1.0), env.device, env)
+            ada.p = 0.5
+            ada.observe(torch.ones(2) if rank == 0 else -torch.ones(6))
+            return ada.update(16, 4)
+
+    assert run_processes(tmp_path, 2, member) == [pytest.approx(0.436)] * 2
