@@ -176,29 +176,45 @@ def find_inception(detector: str | Path | None = None, *, allow_download: bool =
 def cleanfid_module(name: str) -> ModuleType:
     """Import `cleanfid.<name>`, helping torchvision over a torch build that its wheel was not made for.
 
-    torchvision's PyPI wheels are CUDA builds. Beside a CPU-only torch their operators are never registered, and the
-    import stops at the first of the two schemas it needs; declaring both is enough (seen with torchvision 0.28.0,
-    torch 2.13.0+cpu).
-
     Raises:
         MetricUnavailable: If it cannot be imported.
     """
     try:
-        with _quiet():
-            try:
-                return importlib.import_module(f"cleanfid.{name}")
-            except RuntimeError as error:
-                if "torchvision::" not in str(error):
-                    raise
-            _declare_torchvision_schemas()
-            for imported in [key for key in sys.modules if key.split(".")[0] in ("torchvision", "cleanfid")]:
-                del sys.modules[imported]  # half-initialised
-            return importlib.import_module(f"cleanfid.{name}")
+        return _beside_torchvision(f"cleanfid.{name}")
     except (ImportError, RuntimeError, AttributeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise MetricUnavailable(
             f"clean-fid cannot be used here ({reason}); install it with: pip install 'clean-fid>=0.1.35' torchvision"
         ) from error
+
+
+def torch_fidelity_module(name: str) -> ModuleType:
+    """Import `torch_fidelity.<name>`: a second opinion for tests and benchmarks, which needs the same help.
+
+    Raises:
+        ImportError: It is not installed.
+    """
+    return _beside_torchvision(f"torch_fidelity.{name}")
+
+
+def _beside_torchvision(name: str) -> ModuleType:
+    """Import a module that imports torchvision.
+
+    torchvision's PyPI wheels are CUDA builds. Beside a CPU-only torch their operators are never registered, and the
+    import stops at the first of the two schemas it needs; declaring both is enough (seen with torchvision 0.28.0,
+    torch 2.13.0+cpu).
+    """
+    with _quiet():
+        try:
+            return importlib.import_module(name)
+        except RuntimeError as error:
+            if "torchvision::" not in str(error):
+                raise
+        _declare_torchvision_schemas()
+        broken = ("torchvision", name.split(".")[0])
+        for imported in [key for key in sys.modules if key.split(".")[0] in broken]:
+            del sys.modules[imported]  # half-initialised
+        return importlib.import_module(name)
 
 
 def _declare_torchvision_schemas() -> None:

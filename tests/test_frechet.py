@@ -8,7 +8,7 @@ from helpers import assert_close
 
 from metrics.feature_stats import FeatureStats
 from metrics.features import MetricUnavailable, cleanfid_module
-from metrics.frechet_inception_distance import frechet_distance
+from metrics.frechet_inception_distance import FrechetReference, frechet_distance
 
 
 def stats_of(rows: np.ndarray) -> FeatureStats:
@@ -139,3 +139,58 @@ def test_conventions_differ_and_unknown_ones_are_refused():
 def test_refuses_what_is_no_covariance(sigma, message):
     with pytest.raises(ValueError, match=message):
         frechet_distance(np.zeros(2), np.eye(2), np.zeros(2), sigma)
+
+
+# --- a reference, the standard error, the limit of infinitely many images
+
+
+def gaussians(num_features: int, shift: float, seed: int = 0):
+    """A reference Gaussian and a sampler of rows from another one that differs by `shift`."""
+    rng = np.random.RandomState(seed)
+    mix = (
+        rng.randn(num_features, num_features)
+        / np.sqrt(num_features)
+        * np.exp(-np.arange(num_features) * 3 / num_features)
+    )
+    other = mix + shift * rng.randn(num_features, num_features) / np.sqrt(num_features)
+    truth = frechet_distance(np.zeros(num_features), mix @ mix.T, np.full(num_features, shift), other @ other.T)
+    return FrechetReference(np.zeros(num_features), mix @ mix.T), mix @ mix.T, other, truth
+
+
+@pytest.mark.parametrize("num", [30, 400])
+@pytest.mark.parametrize("ddof, convention", [(0, "nvidia"), (1, "cleanfid")])
+def test_reference_agrees_with_the_plain_function(num, ddof, convention):
+    reference, sigma, other, _ = gaussians(48, 0.3)
+    rows = np.random.RandomState(1).randn(num, 48) @ other.T + 0.3
+    stats = stats_of(rows)
+    expected = frechet_distance(np.zeros(48), sigma, stats.mean, stats.cov(convention))
+    assert_close(reference.distance(rows, ddof=ddof), expected, 1e-6, f"reference, {num} rows, {convention}")
+
+
+@pytest.mark.parametrize("num_features, num, shift, low, high", [(16, 400, 0.3, 0.75, 1.3), (48, 30, 0.0, 0.9, 2.2)])
+def test_standard_error_is_what_other_draws_show(num_features, num, shift, low, high):
+    reference, _, other, _ = gaussians(num_features, shift)
+    rng = np.random.RandomState(2)
+    draws = [rng.randn(num, num_features) @ other.T + shift for _ in range(120)]
+    seen = np.std([reference.distance(rows) for rows in draws])
+    told = np.mean([reference.std_error(rows) for rows in draws[:40]])
+    assert low < told / seen < high, (told, seen)
+
+
+def test_extrapolation_removes_the_bias_of_few_images():
+    reference, _, other, truth = gaussians(24, 0.3)
+    rng = np.random.RandomState(3)
+    limits, plain, errors = [], [], []
+    for seed in range(40):
+        rows = rng.randn(300, 24) @ other.T + 0.3
+        result = reference.infinity(rows, seed=seed)
+        limits.append(result.value)
+        errors.append(result.std_error)
+        plain.append(reference.distance(rows))
+        assert result.sizes[0] == 30 and result.sizes[-1] == 300 and result.distances[-1] == pytest.approx(plain[-1])
+    assert abs(np.mean(limits) - truth) < 0.35 * abs(np.mean(plain) - truth)
+    assert 0.6 < np.mean(errors) / np.std(limits) < 1.6
+    with pytest.raises(ValueError, match="at least 20"):
+        reference.infinity(rows[:19])
+    with pytest.raises(ValueError, match="wanted"):
+        reference.distance(rows[:, :3])

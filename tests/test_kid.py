@@ -2,8 +2,10 @@
 
 import numpy as np
 import pytest
+import torch
 from helpers import assert_close
 
+from metrics import kernel_inception_distance
 from metrics.features import MetricUnavailable, cleanfid_module
 from metrics.kernel_inception_distance import kernel_distance
 
@@ -103,3 +105,62 @@ def test_seeded_and_off_the_global_stream():
 def test_refuses_unusable_features(f1, f2, message):
     with pytest.raises(ValueError, match=message):
         kernel_distance(f1, f2)
+
+
+# --- all pairs at once, and the standard error
+
+
+@pytest.mark.parametrize("num_real, num_fake, size", [(60, 50, 20), (50, 60, 1000), (2500, 40, 10)])
+def test_both_ways_of_summing_agree(num_real, num_fake, size, monkeypatch):
+    rng = np.random.RandomState(0)
+    real, fake = rng.rand(num_real, 8), rng.rand(num_fake, 8) + 0.1
+    kwargs = {"num_subsets": 6, "max_subset_size": size, "seed": 4}
+    monkeypatch.setattr(kernel_inception_distance, "BLOCK", 1000)  # several blocks, the last one short
+    at_once = [
+        kernel_inception_distance._all_pairs(*map(torch.from_numpy, (real, fake)), draws(num_real, num_fake, size))
+    ]
+    values = at_once[0][0]
+    plain = [direct(real[r], fake[f]) for f, r in draws(num_real, num_fake, size)]
+    assert_close(values, plain, 1e-9, "subsets at once")
+    assert_close(at_once[0][1], direct(real, fake), 1e-9, "all rows")
+    assert_close(kernel_distance(real, fake, **kwargs).mean, np.mean(plain), 1e-9, "mean")
+
+
+def draws(num_real, num_fake, size):
+    return kernel_inception_distance._draws(num_real, num_fake, 6, min(size, num_real, num_fake), 4)
+
+
+def direct(x, y):
+    """Unbiased squared MMD, straight from its definition."""
+    xx, yy, xy = ((a @ b.T / a.shape[1] + 1) ** 3 for a, b in ((x, x), (y, y), (x, y)))
+    n, m = len(x), len(y)
+    return (xx.sum() - np.trace(xx)) / (n * n - n) + (yy.sum() - np.trace(yy)) / (m * m - m) - 2 * xy.mean()
+
+
+def test_agrees_with_scikit_learn():
+    pairwise = pytest.importorskip("sklearn.metrics.pairwise")
+    rng = np.random.RandomState(0)
+    x, y = rng.rand(40, 8), rng.rand(40, 8) + 0.1
+    xx, yy, xy = (pairwise.polynomial_kernel(a, b, degree=3, gamma=1 / 8, coef0=1) for a, b in ((x, x), (y, y), (x, y)))
+    expected = (xx.sum() - np.trace(xx) + yy.sum() - np.trace(yy)) / (40 * 39) - 2 * xy.mean()
+    assert_close(kernel_distance(x, y, num_subsets=1).mean, expected, 1e-10, "scikit-learn's polynomial kernel")
+
+
+@pytest.mark.parametrize("shift, num_subsets, size", [(0.0, 20, 100), (1.0, 20, 100), (0.5, 8, 40)])
+def test_standard_error_is_what_other_draws_show(shift, num_subsets, size, monkeypatch):
+    monkeypatch.setattr(kernel_inception_distance, "MAX_ERROR_ROWS", 120)
+    rng = np.random.RandomState(1)
+    real = np.abs(rng.randn(250, 16))
+    results = [
+        kernel_distance(
+            real,
+            np.abs(rng.randn(200, 16) + shift / 4),
+            num_subsets=num_subsets,
+            max_subset_size=size,
+            seed=seed,
+        )
+        for seed in range(120)
+    ]
+    assert (results[0].full is None) == (size == 40)  # subset by subset
+    told = np.sqrt(np.mean([r.std_error**2 for r in results]))
+    assert 0.75 < told / np.std([r.mean for r in results]) < 1.35
