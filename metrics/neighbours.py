@@ -107,15 +107,15 @@ def manifolds(
     within_fake = torch.zeros(num_real, dtype=torch.bool)
     counts = torch.zeros(num_fake, dtype=torch.int64)
     covered = torch.zeros(num_real, dtype=torch.bool)
-    for rows, cols, squares, slack in pair.blocks(pair.a, pair.b):
-        by_real = pair.inside(rows, cols, squares, slack, real_radii[k][rows][:, None])
-        within_real[cols] |= by_real.any(0).cpu()
-        by_fake = pair.inside(rows, cols, squares, slack, fake_radii[k][cols][None, :])
-        within_fake[rows] |= by_fake.any(1).cpu()
+    for here, there, squares, slack in pair.blocks(pair.a, pair.b):
+        by_real = pair.inside(here, there, squares, slack, real_radii[k][here][:, None])
+        within_real[there] |= by_real.any(0).cpu()
+        by_fake = pair.inside(here, there, squares, slack, fake_radii[k][there][None, :])
+        within_fake[here] |= by_fake.any(1).cpu()
         if density_k != k:
-            by_real = pair.inside(rows, cols, squares, slack, real_radii[density_k][rows][:, None])
-        counts[cols] += by_real.sum(0).cpu()
-        covered[rows] |= by_real.any(1).cpu()
+            by_real = pair.inside(here, there, squares, slack, real_radii[density_k][here][:, None])
+        counts[there] += by_real.sum(0).cpu()
+        covered[here] |= by_real.any(1).cpu()
     density = counts.double() / density_k
     precision, recall, coverage = (float(flags.double().mean()) for flags in (within_real, within_fake, covered))
     return ManifoldResult(
@@ -177,7 +177,7 @@ def memorisation(
 
 
 def share_error(share: float, num: int) -> float:
-    """Standard error of a share of `num` independent draws; never 0, as 0 of 50 is not sure to be 0 (Agresti & Coull)."""
+    """Standard error of a share of `num` independent draws; never 0: 0 of 50 is no proof of 0 (Agresti & Coull)."""
     moved = (share * num + 2) / (num + 4)
     return float((moved * (1 - moved) / (num + 4)) ** 0.5)
 
@@ -193,13 +193,13 @@ class _Pair:
             )
         if not all(len(rows) and torch.isfinite(rows).all() for rows in exact):
             raise ValueError(
-                "a feature set is empty or holds non-finite numbers; look for NaN in the images or network"
+                "a feature set is empty or holds non-finite numbers; look for NaN in the images"
             )
         self.centre = exact[0].double().mean(0)
         self.a, self.b = exact
         self.device = torch.device(device)
         self.near = {id(rows): (rows.double() - self.centre).float().to(self.device) for rows in exact}
-        # |error| of a float32 product of D terms stays below about √D · 2⁻²⁴ of the lengths; 8 times that is allowed for.
+        # |error| of a float32 product of D terms is about √D · 2⁻²⁴ of the lengths; 8 times that is allowed.
         self.slack = 8 * 2.0**-24 * exact[0].shape[1] ** 0.5
 
     def blocks(
@@ -246,7 +246,7 @@ class _Pair:
         return index[:, 0].numpy(), squares[:, 0].sqrt().numpy()
 
     def _candidates(self, left: torch.Tensor, right: torch.Tensor, wanted: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Indices [N, wanted + extra] of the rows of `right` nearest to each of `left`, and which rows need all of them."""
+        """Indices [N, wanted + extra] of the rows of `right` nearest to each of `left`; which rows need all of them."""
         keep = min(wanted + _EXTRA, len(right))
         best = torch.full((len(left), keep), torch.inf)
         index = torch.zeros((len(left), keep), dtype=torch.int64)

@@ -1,4 +1,4 @@
-"""Precision, recall, density, coverage, copies: goldens, torch-fidelity, scikit-learn, brute force, and their meaning."""
+"""Precision, recall, density, coverage, copies: goldens, torch-fidelity, scikit-learn, brute force, meaning."""
 
 import numpy as np
 import pytest
