@@ -21,7 +21,7 @@ from metrics.evaluate import MetricResult
 from stylegan_rooted import __version__, evaluation, losses, presets
 from torch_utils import distributed, images, misc, seeding
 from torch_utils.distributed import DistEnv, Place
-from training import network_pickle, run_dir
+from training import execution, network_pickle, run_dir
 from training.ada import AdaController
 from training.augment import AUGMENT_PRESETS, AugmentPipe
 from training.config import MIN_RESOLUTION, AugmentConfig, FinetuneConfig, LossConfig, NetworkConfig
@@ -30,7 +30,6 @@ from training.loss import GanLoss
 from training.network_pickle import NetworkPickle
 from training.networks import Discriminator, Generator
 from training.phases import build_phases
-from training.precision import FullPrecision
 from training.stats import Scalar, StatsCollector
 from training.training_loop import (
     ADA_INTERVAL,
@@ -179,6 +178,7 @@ def prepare(config: FinetuneConfig, env: DistEnv | None = None) -> Plan:
     check_options(config)
     where = distributed.place()
     device = resolve_device(config.runtime.device, where) if env is None else env.device
+    execution.check_precision(config.runtime.precision, device)
     num_gpus = where.world if env is None else env.world
     if env is None or env.is_main:
         check_outdir(config.runtime.outdir or ".")
@@ -402,7 +402,8 @@ def build_run(plan: Plan, path: Path) -> Run:
     """Assemble networks, loss, phases and data into a `Run`."""
     config, dataset, device, env = plan.config, plan.dataset, plan.device, plan.env
     G, D, G_ema = build_networks(plan)
-    precision = FullPrecision(*((G, D, G_ema) if device.type == "cpu" or config.runtime.fp32 else ()))
+    for network in (G, D, G_ema):
+        execution.accelerate(network, config.runtime.precision)
     pipe, ada = build_augmentation(config.augment, device, env)
     adversarial = losses.build_loss(config.loss.name, **loss_options(config))
     stats = StatsCollector()
@@ -441,7 +442,6 @@ def build_run(plan: Plan, path: Path) -> Run:
         G_ema=G_ema,
         augment_pipe=pipe,
         ada=ada,
-        precision=precision,
         stats=stats,
         loss=loss,
         phases=build_phases(

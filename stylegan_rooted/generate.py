@@ -14,8 +14,7 @@ import torch
 
 from stylegan_rooted.finetune import check_outdir, resolve_device
 from torch_utils import images, seeding
-from training import network_pickle
-from training.precision import FullPrecision
+from training import execution, network_pickle
 
 NOISE_MODES = ("const", "random", "none")
 MAX_SEED = 2**32 - 1  # NumPy's RandomState takes no more
@@ -78,9 +77,7 @@ def open_network(network: str | Path, device: str | torch.device = "auto") -> Lo
     """
     device = resolve_device(str(device))
     snapshot = network_pickle.load(network)
-    G = snapshot.G_ema.eval().requires_grad_(False).to(device)
-    if device.type == "cpu":
-        FullPrecision(G)
+    G = execution.accelerate(snapshot.G_ema.eval().requires_grad_(False).to(device))
     return Loaded(G, device, str(network), snapshot.sha256)
 
 
@@ -109,7 +106,7 @@ def latent(seed: int, z_dim: int) -> torch.Tensor:
     return torch.from_numpy(np.random.RandomState(seed).randn(1, z_dim)).to(torch.float32)
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def render(
     loaded: Loaded, seed: int, label: torch.Tensor, *, trunc: float = 1.0, noise_mode: str = "const"
 ) -> torch.Tensor:

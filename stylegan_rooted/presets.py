@@ -110,7 +110,7 @@ def resolve(
     gamma = _first(config.loss.gamma, 0.0002 * resolution**2 / batch if auto else preset.gamma)
     ema_kimg = _first(config.optim.ema_kimg, batch * 10 / 32 if auto else preset.ema_kimg)
     scratch = checkpoint is None
-    network = config.network
+    network, exact = config.network, config.runtime.precision == "fp32"
     if scratch:
         network = replace(
             network,
@@ -119,8 +119,8 @@ def resolve(
             map_depth=network.map_depth or preset.map_depth,
             mbstd_group=group,
             d_architecture=preset.d_architecture if config.cfg == "cifar" else network.d_architecture,
-            num_fp16_res=_first(network.num_fp16_res, 0 if device == "cpu" or config.runtime.fp32 else 4),
-            conv_clamp=None if config.runtime.fp32 else network.conv_clamp,
+            num_fp16_res=_first(network.num_fp16_res, 0 if device == "cpu" or exact else 4),
+            conv_clamp=None if exact else network.conv_clamp,
         )
     return replace(
         config,

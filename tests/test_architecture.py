@@ -56,7 +56,7 @@ TRAINING_RANK = {
     "ada": 0,
     "ema": 0,
     "stats": 0,
-    "precision": 0,
+    "execution": 1,
     "loss": 1,
     "network_pickle": 1,
     "checkpoint": 1,

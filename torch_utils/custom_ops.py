@@ -95,9 +95,15 @@ def describe(library: str = "cpu") -> str:
 
 
 def declare(
-    name: str, schema: str, shape: Callable[..., Any], setup_context: Callable[..., Any], backward: Callable[..., Any]
+    name: str,
+    schema: str,
+    shape: Callable[..., Any],
+    setup_context: Callable[..., Any] | None = None,
+    backward: Callable[..., Any] | None = None,
 ) -> Any:
     """The compiled operator `name`, made known to torch with schema, shape function and gradient on the first call.
+
+    Without a `backward` it has no gradient: for what is only called inside of one.
 
     The libraries hold its implementations, one per kind of device; all share what is declared here.
     torch.compile cannot trace that first call, so have one call outside of it before.
@@ -110,7 +116,8 @@ def declare(
             qualified = f"{NAMESPACE}::{name}"
             torch.library.define(qualified, schema, tags=(torch.Tag.pt2_compliant_tag,))
             torch.library.register_fake(qualified, shape)
-            torch.library.register_autograd(qualified, backward, setup_context=setup_context)
+            if backward is not None:
+                torch.library.register_autograd(qualified, backward, setup_context=setup_context)
             _declared[name] = getattr(getattr(torch.ops, NAMESPACE), name).default
         return _declared[name]
 

@@ -18,6 +18,7 @@ METRICS = ("fid", "kid", "none")
 DETECTORS = ("embedded", "inception")
 DETECTOR_MODES = ("clean", "legacy_tensorflow")
 D_ARCHITECTURES = ("orig", "skip", "resnet")
+PRECISIONS = ("auto", "fp32", "fp16", "bf16")
 MIN_RESOLUTION = 8
 MAX_KIMG = 1e9
 MAX_THREADS = 1024  # far more end OpenMP, and the process with it
@@ -200,6 +201,7 @@ class RuntimeConfig:
     device: str = "auto"
     threads: int | None = None
     rank_timeout: float = 600.0
+    precision: str = "auto"
     fp32: bool = False
     tf32: bool = False
     nobench: bool = False
@@ -209,6 +211,11 @@ class RuntimeConfig:
     def __post_init__(self) -> None:
         _between("--threads", self.threads, 1, MAX_THREADS)
         _between("--rank-timeout", self.rank_timeout, 1, MAX_RANK_TIMEOUT_SEC)
+        _one_of("--precision", self.precision, PRECISIONS)
+        if self.fp32 and self.precision not in ("auto", "fp32"):
+            raise ValueError(f"--fp32 is short for --precision fp32, not {self.precision}; drop one of the two")
+        if self.fp32:
+            object.__setattr__(self, "precision", "fp32")
         _between("--seed", self.seed, 0, MAX_SEED)
         if self.grid is not None and not 1 <= min(self.grid) <= max(self.grid) <= MAX_GRID:
             raise ValueError(f"--grid {self.grid[0]}x{self.grid[1]}: columns and rows lie in [1, {MAX_GRID}]")

@@ -22,7 +22,6 @@ from training.dataset import ImageDataset
 from training.ema import ema_beta, update_ema
 from training.loss import GanLoss
 from training.phases import Phase, count_nonfinite
-from training.precision import FullPrecision
 from training.stats import Scalar, StatsCollector
 
 ADA_INTERVAL = 4
@@ -95,7 +94,6 @@ class Run:
     stats: StatsCollector
     grid: Grid
     progress: Progress
-    precision: FullPrecision
     training_set_kwargs: dict[str, Any]
     env: DistEnv = field(default_factory=DistEnv)
 
@@ -341,18 +339,17 @@ def save_snapshot(run: Run) -> Path:
 def write_snapshot(run: Run, name: str, path: Path) -> None:
     """The files of `save_snapshot`."""
     images.save_grid(run.path / f"fakes{name}.png", render_grid(run), grid_size=run.grid.size)
-    with run.precision.original():
-        network_pickle.save(
-            path,
-            G=run.G,
-            D=run.D,
-            G_ema=run.G_ema,
-            augment_pipe=run.augment_pipe,
-            training_set_kwargs=run.training_set_kwargs,
-        )
+    network_pickle.save(
+        path,
+        G=run.G,
+        D=run.D,
+        G_ema=run.G_ema,
+        augment_pipe=run.augment_pipe,
+        training_set_kwargs=run.training_set_kwargs,
+    )
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def render_grid(run: Run) -> torch.Tensor:
     """The fixed grid through G_ema with constant noise: uint8 [N, C, H, W]."""
     chunk = run.config.optim.batch_gpu

@@ -20,7 +20,7 @@ from stylegan_rooted.cli.options import (
     say,
     usage_errors,
 )
-from training.config import AUG_MODES, DETECTOR_MODES, DETECTORS, FinetuneConfig
+from training.config import AUG_MODES, DETECTOR_MODES, DETECTORS, PRECISIONS, FinetuneConfig
 
 PL_AUTO = "auto: 2, 0 with --cfg cifar"
 MIXING_AUTO = "auto: 0.9, 0 with --cfg cifar"
@@ -204,8 +204,14 @@ FIELDS = [
         "Machine",
     ),
     Field(
-        "--fp32", "runtime.fp32", "No float16 on a GPU: slower, more exact. A CPU always runs float32.", bool, "Machine"
+        "--precision",
+        "runtime.precision",
+        "Of layers' arithmetic: fp32, fp16 (GPU: the blocks that the checkpoint marks), bf16 (all blocks; on a CPU "
+        "that has it, faster and less exact), or auto: fp32 on a CPU, as the checkpoint says on a GPU.",
+        click.Choice(list(PRECISIONS)),
+        "Machine",
     ),
+    Field("--fp32", "runtime.fp32", "Short for --precision fp32.", bool, "Machine"),
     Field("--allow-tf32", "runtime.tf32", "TF32 on a GPU: faster, less exact.", bool, "Machine"),
     Field("--nobench", "runtime.nobench", "Switch cuDNN's benchmarking off.", bool, "Machine"),
     Field(
