@@ -1,0 +1,622 @@
+// 3x3 convolutions for the CPU where they beat torch's: Winograd's at stride 1, products without im2col at stride 2.
+//
+// Schemas, shape functions, gradients and the choice between these and torch's own are in conv2d_cpu.py; here are only
+// the numbers. Images and their gradients are channels-last, float32; arithmetic is float32.
+//
+// Sources: Winograd, "Arithmetic Complexity of Computations", 1980; Lavin, Gray, "Fast Algorithms for Convolutional
+// Neural Networks", 2016 (arXiv:1509.09308). The sample points 0, +-1/sqrt(2), +-sqrt(2), infinity are ours: with the
+// usual 0, +-1, +-2, infinity rounding errors are twice as large (tests/test_conv2d_cpu.py has the bound).
+
+#include <ATen/Parallel.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/conv2d.h>
+#include <ATen/ops/convolution_backward.h>
+#include <ATen/ops/empty.h>
+#include <torch/library.h>
+
+#include <algorithm>
+#include <array>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+namespace {
+
+// ---- Vectors
+
+#if defined(__AVX512F__)
+constexpr int LANES = 16, ROWS = 14, COLS = 2;  // 28 sums in 32 registers
+#elif defined(__AVX__)
+constexpr int LANES = 8, ROWS = 6, COLS = 2;  // 12 sums in 16 registers
+#else
+constexpr int LANES = 4, ROWS = 6, COLS = 4;  // 24 sums in 32 registers
+#endif
+constexpr int64_t PANEL = LANES * COLS;  // columns of a product that are made at once
+
+typedef float Vec __attribute__((vector_size(LANES * sizeof(float))));
+
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+inline int64_t padded(int64_t channels) {  // whole panels, and rows that don't fall into the same cache set
+    return ceil_div(channels, PANEL) * PANEL + LANES;
+}
+
+inline Vec load(const float* p) {
+    Vec v;
+    std::memcpy(&v, p, sizeof v);
+    return v;
+}
+inline void store(float* p, Vec v) { std::memcpy(p, &v, sizeof v); }
+
+// The first `num` lanes; 0 in the others.
+inline Vec load(const float* p, int64_t num) {
+    if (num >= LANES) return load(p);
+    Vec v{};
+    if (num > 0) std::memcpy(&v, p, num * sizeof(float));
+    return v;
+}
+inline void store(float* p, Vec v, int64_t num) {
+    if (num >= LANES) return store(p, v);
+    if (num > 0) std::memcpy(p, &v, num * sizeof(float));
+}
+
+// ---- Products
+
+// A sum of products of matrices: c[m][n] (+)= sum over the terms and over k of a(m, k) * b[k][n].
+struct Term {
+    const float* a;
+    const float* b;
+};
+struct Product {
+    int64_t depth;         // number of k in a term
+    int64_t a_step;        // from one k to the next; or, for TALL ones, from one m to the next: then k is contiguous
+    int64_t b_step;        // from one k to the next
+    int64_t c_step;        // from one m to the next
+    bool is_added;         // to what c holds
+};
+
+// M rows by PANEL columns, in registers. TALL: a(m, k) = a[m * a_step + k], else a(m, k) = a[k * a_step + m].
+template <int M, bool TALL> void product(const Product& p, const Term* terms, int64_t num_terms, float* c) {
+    Vec sum[M][COLS];
+    for (int m = 0; m < M; m++)
+        for (int j = 0; j < COLS; j++) sum[m][j] = p.is_added ? load(c + m * p.c_step + j * LANES) : Vec{};
+    for (int64_t t = 0; t < num_terms; t++) {
+        const float* b = terms[t].b;
+        // Five rows are within reach of one pointer and the step's multiples 1, 2, 3, 4.
+        const int64_t step = p.a_step, step3 = 3 * p.a_step;
+        const float* a[3] = {terms[t].a, terms[t].a + 5 * step, terms[t].a + 10 * step};
+        for (int64_t k = 0; k < p.depth; k++) {
+            Vec right[COLS];
+#pragma GCC unroll 4
+            for (int j = 0; j < COLS; j++) right[j] = load(b + j * LANES);
+#pragma GCC unroll 16
+            for (int m = 0; m < M; m++) {
+                const float left = TALL ? a[m / 5][m % 5 == 3 ? step3 : m % 5 * step] : a[0][m];
+#pragma GCC unroll 4
+                for (int j = 0; j < COLS; j++) sum[m][j] += right[j] * left;
+            }
+            b += p.b_step;
+            if (TALL) a[0]++, a[1]++, a[2]++;
+            else a[0] += step;
+        }
+    }
+    for (int m = 0; m < M; m++)
+        for (int j = 0; j < COLS; j++) store(c + m * p.c_step + j * LANES, sum[m][j]);
+}
+
+template <bool TALL, int M = ROWS>
+void product(int64_t rows, const Product& p, const Term* terms, int64_t num_terms, float* c) {
+    if constexpr (M > 0) {
+        if (rows == M) return product<M, TALL>(p, terms, num_terms, c);
+        return product<TALL, M - 1>(rows, p, terms, num_terms, c);
+    }
+}
+
+// `total` things in blocks of nearly equal size, none larger than `most`.
+struct Blocks {
+    int64_t total, num, size;
+    Blocks(int64_t total, int64_t most) : total(total), num(ceil_div(total, most)), size(ceil_div(total, num)) {
+        num = ceil_div(total, size);
+    }
+    int64_t start(int64_t i) const { return i * size; }
+    int64_t len(int64_t i) const { return std::min(size, total - i * size); }
+};
+
+// ---- Winograd's F(4x4, 3x3): 4x4 outputs from 6x6 inputs by 6x6 products
+
+constexpr int64_t TILE = 4, KERNEL = 3, POINTS = TILE + KERNEL - 1, PLANES = POINTS * POINTS;
+constexpr float P = 0.70710678118654752f, P2 = 0.5f, P3 = P * P2;       // the sample points 0, P, -P, Q, -Q, infinity
+constexpr float Q = 1.41421356237309505f, Q2 = 2.0f, Q3 = Q * Q2;
+constexpr float PQ = P2 * Q2, SUM = P2 + Q2;
+constexpr float NP = 1 / (2 * P2 * (P2 - Q2)), NQ = 1 / (2 * Q2 * (Q2 - P2)), NZ = 1 / PQ;
+constexpr int64_t BUDGET = 12 << 20;  // bytes of transformed tiles at a time: they should stay in the last-level cache
+
+// Six samples of a row or column of the image, transformed.
+inline void image_1d(const Vec* d, int step, Vec* out, int out_step) {
+    const Vec a = d[0], b = d[step], c = d[2 * step], e = d[3 * step], f = d[4 * step], g = d[5 * step];
+    const Vec even_p = f - Q2 * c, odd_p = P * (e - Q2 * b), even_q = f - P2 * c, odd_q = Q * (e - P2 * b);
+    out[0] = PQ * a - SUM * c + f;
+    out[out_step] = even_p + odd_p;
+    out[2 * out_step] = even_p - odd_p;
+    out[3 * out_step] = even_q + odd_q;
+    out[4 * out_step] = even_q - odd_q;
+    out[5 * out_step] = g - SUM * e + PQ * b;
+}
+
+// Six sums to four outputs.
+inline void result_1d(const Vec* m, int step, Vec* y, int y_step) {
+    const Vec sp = m[step] + m[2 * step], dp = m[step] - m[2 * step];
+    const Vec sq = m[3 * step] + m[4 * step], dq = m[3 * step] - m[4 * step];
+    y[0] = m[0] + sp + sq;
+    y[y_step] = P * dp + Q * dq;
+    y[2 * y_step] = P2 * sp + Q2 * sq;
+    y[3 * y_step] = P3 * dp + Q3 * dq + m[5 * step];
+}
+
+// The adjoint of result_1d: four gradients to six.
+inline void grad_1d(const Vec* y, int step, Vec* z, int z_step) {
+    const Vec a = y[0], b = y[step], c = y[2 * step], d = y[3 * step];
+    const Vec even_p = a + P2 * c, odd_p = P * b + P3 * d, even_q = a + Q2 * c, odd_q = Q * b + Q3 * d;
+    z[0] = a;
+    z[z_step] = even_p + odd_p;
+    z[2 * z_step] = even_p - odd_p;
+    z[3 * z_step] = even_q + odd_q;
+    z[4 * z_step] = even_q - odd_q;
+    z[5 * z_step] = d;
+}
+
+// Three taps to six.
+inline void kernel_1d(const Vec* w, int step, Vec* u, int u_step) {
+    const Vec a = w[0], b = w[step], c = w[2 * step];
+    const Vec even_p = NP * (a + P2 * c), odd_p = (NP * P) * b, even_q = NQ * (a + Q2 * c), odd_q = (NQ * Q) * b;
+    u[0] = NZ * a;
+    u[u_step] = even_p + odd_p;
+    u[2 * u_step] = even_p - odd_p;
+    u[3 * u_step] = even_q + odd_q;
+    u[4 * u_step] = even_q - odd_q;
+    u[5 * u_step] = c;
+}
+
+// The adjoint of kernel_1d: six gradients to three.
+inline void kernel_grad_1d(const Vec* u, int step, Vec* w, int w_step) {
+    const Vec sp = NP * (u[step] + u[2 * step]), dp = (NP * P) * (u[step] - u[2 * step]);
+    const Vec sq = NQ * (u[3 * step] + u[4 * step]), dq = (NQ * Q) * (u[3 * step] - u[4 * step]);
+    w[0] = NZ * u[0] + sp + sq;
+    w[w_step] = dp + dq;
+    w[2 * w_step] = P2 * sp + Q2 * sq + u[5 * step];
+}
+
+// Images [N, H, W, C], channels-last and dense.
+struct Images {
+    int64_t n, h, w, c;
+    explicit Images(const at::Tensor& t) : n(t.size(0)), h(t.size(2)), w(t.size(3)), c(t.size(1)) {}
+};
+
+// Tiles of an image, and where they lie.
+struct Tiles {
+    int64_t rows, cols, total;
+    Tiles(int64_t n, int64_t h, int64_t w) : rows(ceil_div(h, TILE)), cols(ceil_div(w, TILE)), total(n * rows * cols) {}
+    std::array<int64_t, 3> place(int64_t t) const {  // image, first row, first column of the outputs
+        return {t / (rows * cols), t / cols % rows * TILE, t % cols * TILE};
+    }
+};
+
+// Transformed tiles: blocks of up to ROWS tiles, each [PLANES][tiles of the block][padded channels].
+struct Transformed {
+    float* data;
+    int64_t step, size;  // from tile to tile, from block to block
+    Transformed(float* data, int64_t channels, int64_t block)
+        : data(data), step(padded(channels)), size(PLANES * block * padded(channels)) {}
+    float* plane(int64_t block, int64_t p, int64_t block_len) const { return data + block * size + p * block_len * step; }
+};
+
+// SIZE x SIZE pixels from row y, column x on, `num` channels of them from c on; 0 outside of the image.
+template <int SIZE> inline void read(const float* image, const Images& s, int64_t y, int64_t x, int64_t c, Vec* out) {
+    const int64_t num = s.c - c;
+    const bool is_inside = y >= 0 && x >= 0 && y + SIZE <= s.h && x + SIZE <= s.w && num >= LANES;
+    const float* corner = image + (y * s.w + x) * s.c + c;
+    if (is_inside) {
+        for (int i = 0; i < SIZE; i++)
+            for (int j = 0; j < SIZE; j++) out[i * SIZE + j] = load(corner + (i * s.w + j) * s.c);
+        return;
+    }
+    for (int i = 0; i < SIZE; i++)
+        for (int j = 0; j < SIZE; j++) {
+            const bool is_there = y + i >= 0 && y + i < s.h && x + j >= 0 && x + j < s.w;
+            out[i * SIZE + j] = is_there ? load(corner + (i * s.w + j) * s.c, num) : Vec{};
+        }
+}
+
+// Tile t of x -> all planes.
+void transform_image(const float* x, const Images& s, const std::array<int64_t, 3>& place, int64_t pad_y, int64_t pad_x,
+                     float* out, int64_t plane_step, int64_t channels) {
+    const float* image = x + place[0] * s.h * s.w * s.c;
+    for (int64_t c = 0; c < channels; c += LANES) {
+        Vec d[PLANES], half[PLANES];
+        read<POINTS>(image, s, place[1] - pad_y, place[2] - pad_x, c, d);
+        for (int j = 0; j < POINTS; j++) image_1d(d + j, POINTS, half + j, POINTS);
+        for (int i = 0; i < POINTS; i++) image_1d(half + i * POINTS, 1, d + i * POINTS, 1);
+        for (int p = 0; p < PLANES; p++) store(out + p * plane_step + c, d[p]);
+    }
+}
+
+void transform_grad(const float* dy, const Images& s, const std::array<int64_t, 3>& place, float* out,
+                    int64_t plane_step, int64_t channels) {
+    const float* image = dy + place[0] * s.h * s.w * s.c;
+    for (int64_t c = 0; c < channels; c += LANES) {
+        Vec d[TILE * TILE], half[POINTS * TILE], z[PLANES];
+        read<TILE>(image, s, place[1], place[2], c, d);
+        for (int j = 0; j < TILE; j++) grad_1d(d + j, TILE, half + j, TILE);
+        for (int i = 0; i < POINTS; i++) grad_1d(half + i * TILE, 1, z + i * POINTS, 1);
+        for (int p = 0; p < PLANES; p++) store(out + p * plane_step + c, z[p]);
+    }
+}
+
+void transform_result(const float* in, int64_t plane_step, float* y, const Images& s, const std::array<int64_t, 3>& place) {
+    float* corner = y + ((place[0] * s.h + place[1]) * s.w + place[2]) * s.c;
+    const int64_t rows = std::min(TILE, s.h - place[1]), cols = std::min(TILE, s.w - place[2]);
+    for (int64_t c = 0; c < s.c; c += LANES) {
+        Vec m[PLANES], half[TILE * POINTS], out[TILE * TILE];
+        for (int p = 0; p < PLANES; p++) m[p] = load(in + p * plane_step + c);
+        for (int j = 0; j < POINTS; j++) result_1d(m + j, POINTS, half + j, POINTS);
+        for (int i = 0; i < TILE; i++) result_1d(half + i * POINTS, 1, out + i * TILE, 1);
+        for (int64_t i = 0; i < rows; i++)
+            for (int64_t j = 0; j < cols; j++) store(corner + (i * s.w + j) * s.c + c, out[i * TILE + j], s.c - c);
+    }
+}
+
+// A kernel [outer][inner][3][3] by its steps; rotated by 180 degrees or not.
+struct Kernel {
+    const float* data;
+    int64_t outer, inner, outer_step, inner_step, y_step, x_step;
+    bool is_rotated;
+
+    // Of [O, I, 3, 3], as a forward convolution needs it (I inside, O outside), or exchanged and rotated for gradients.
+    Kernel(const at::Tensor& w, bool for_grad) : data(w.const_data_ptr<float>()), is_rotated(for_grad) {
+        outer = w.size(for_grad), inner = w.size(!for_grad), outer_step = w.stride(for_grad), inner_step = w.stride(!for_grad);
+        y_step = w.stride(2), x_step = w.stride(3);
+    }
+
+    // Tap `tap` of LANES outer channels from `o` on; 0 where there is none.
+    Vec tap(int64_t o, int64_t i, int tap) const {
+        const int at = is_rotated ? 8 - tap : tap;
+        const float* from = data + o * outer_step + i * inner_step + at / 3 * y_step + at % 3 * x_step;
+        Vec v{};
+        for (int64_t lane = 0; lane < std::min<int64_t>(LANES, outer - o); lane++) v[lane] = from[lane * outer_step];
+        return v;
+    }
+};
+
+// -> [PLANES][panels of outer][inner][PANEL]
+void transform_kernel(const Kernel& w, float* out) {
+    const int64_t panels = ceil_div(w.outer, PANEL), plane_step = panels * w.inner * PANEL;
+    at::parallel_for(0, panels * w.inner, 16, [&](int64_t begin, int64_t end) {
+        for (int64_t item = begin; item < end; item++) {
+            const int64_t panel = item / w.inner, i = item % w.inner;
+            for (int64_t col = 0; col < PANEL; col += LANES) {
+                Vec g[9], half[POINTS * KERNEL], u[PLANES];
+                for (int k = 0; k < 9; k++) g[k] = w.tap(panel * PANEL + col, i, k);
+                for (int j = 0; j < KERNEL; j++) kernel_1d(g + j, KERNEL, half + j, KERNEL);
+                for (int r = 0; r < POINTS; r++) kernel_1d(half + r * KERNEL, 1, u + r * POINTS, 1);
+                for (int p = 0; p < PLANES; p++) store(out + p * plane_step + item * PANEL + col, u[p]);
+            }
+        }
+    });
+}
+
+at::Tensor scratch(int64_t size) { return at::empty({size}, at::kFloat); }
+
+// How many blocks of `block` tiles to have transformed at a time.
+int64_t blocks_at_once(const Blocks& blocks, int64_t channels) {
+    return std::clamp<int64_t>(BUDGET / (4 * PLANES * blocks.size * channels), std::min<int64_t>(8, blocks.num), blocks.num);
+}
+
+// Stride 1; y has its size, which tells the padding on the far sides.
+void winograd(const at::Tensor& x, const Kernel& w, int64_t pad_y, int64_t pad_x, at::Tensor& y) {
+    const Images in(x), out(y);
+    const Tiles tiles(out.n, out.h, out.w);
+    const Blocks blocks(tiles.total, ROWS);
+    const int64_t at_once = blocks_at_once(blocks, padded(in.c) + padded(out.c)), panels = ceil_div(out.c, PANEL);
+    const at::Tensor u = scratch(PLANES * panels * PANEL * in.c);
+    const at::Tensor v = scratch(at_once * PLANES * blocks.size * padded(in.c));
+    const at::Tensor m = scratch(at_once * PLANES * blocks.size * padded(out.c));
+    transform_kernel(w, u.data_ptr<float>());
+    const Transformed left(v.data_ptr<float>(), in.c, blocks.size), result(m.data_ptr<float>(), out.c, blocks.size);
+    const float* xs = x.const_data_ptr<float>();
+    float* ys = y.data_ptr<float>();
+    for (int64_t first = 0; first < blocks.num; first += at_once) {
+        const int64_t num = std::min(at_once, blocks.num - first), start = blocks.start(first);
+        const int64_t end_tile = std::min(blocks.start(first + num), tiles.total);
+        at::parallel_for(start, end_tile, 1, [&](int64_t begin, int64_t end) {
+            for (int64_t t = begin; t < end; t++) {
+                const int64_t b = t / blocks.size, len = blocks.len(b), row = t % blocks.size;
+                transform_image(xs, in, tiles.place(t), pad_y, pad_x, left.plane(b - first, 0, len) + row * left.step,
+                                len * left.step, in.c);
+            }
+        });
+        at::parallel_for(0, PLANES * panels, 1, [&](int64_t begin, int64_t end) {
+            for (int64_t item = begin; item < end; item++) {
+                const int64_t p = item / panels, panel = item % panels;
+                for (int64_t b = 0; b < num; b++) {
+                    const int64_t len = blocks.len(first + b);
+                    const Term term{left.plane(b, p, len), u.const_data_ptr<float>() + item * in.c * PANEL};
+                    product<true>(len, {in.c, left.step, PANEL, result.step, false}, &term, 1,
+                                  result.plane(b, p, len) + panel * PANEL);
+                }
+            }
+        });
+        at::parallel_for(start, end_tile, 1, [&](int64_t begin, int64_t end) {
+            for (int64_t t = begin; t < end; t++) {
+                const int64_t b = t / blocks.size, len = blocks.len(b), row = t % blocks.size;
+                transform_result(result.plane(b - first, 0, len) + row * result.step, len * result.step, ys, out, tiles.place(t));
+            }
+        });
+    }
+}
+
+// The kernel's gradient, [O, I, 3, 3] of any layout.
+void winograd_kernel_grad(const at::Tensor& x, const at::Tensor& dy, int64_t pad_y, int64_t pad_x, at::Tensor& dw) {
+    const Images in(x), out(dy);
+    const Tiles tiles(out.n, out.h, out.w);
+    const Blocks blocks(tiles.total, ROWS), rows(out.c, ROWS);
+    const int64_t at_once = blocks_at_once(blocks, padded(in.c) + padded(out.c)), panels = ceil_div(in.c, PANEL);
+    const int64_t du_step = panels * PANEL, du_plane = out.c * du_step;
+    const at::Tensor du = scratch(PLANES * du_plane);
+    const at::Tensor v = scratch(at_once * PLANES * blocks.size * padded(in.c));
+    const at::Tensor z = scratch(at_once * PLANES * blocks.size * padded(out.c));
+    const Transformed right(v.data_ptr<float>(), in.c, blocks.size), left(z.data_ptr<float>(), out.c, blocks.size);
+    const float *xs = x.const_data_ptr<float>(), *dys = dy.const_data_ptr<float>();
+    float* dus = du.data_ptr<float>();
+    for (int64_t first = 0; first < blocks.num; first += at_once) {
+        const int64_t num = std::min(at_once, blocks.num - first), start = blocks.start(first);
+        at::parallel_for(start, std::min(blocks.start(first + num), tiles.total), 1, [&](int64_t begin, int64_t end) {
+            for (int64_t t = begin; t < end; t++) {
+                const int64_t b = t / blocks.size, len = blocks.len(b), row = t % blocks.size;
+                transform_image(xs, in, tiles.place(t), pad_y, pad_x, right.plane(b - first, 0, len) + row * right.step,
+                                len * right.step, panels * PANEL);
+                transform_grad(dys, out, tiles.place(t), left.plane(b - first, 0, len) + row * left.step,
+                               len * left.step, out.c);
+            }
+        });
+        at::parallel_for(0, PLANES * rows.num, 1, [&](int64_t begin, int64_t end) {
+            std::vector<Term> terms(num);
+            const int64_t last = blocks.len(first + num - 1);
+            for (int64_t item = begin; item < end; item++) {
+                const int64_t p = item / rows.num, row = item % rows.num;
+                for (int64_t panel = 0; panel < panels; panel++) {
+                    for (int64_t b = 0; b < num; b++) {
+                        const int64_t len = blocks.len(first + b);
+                        terms[b] = {left.plane(b, p, len) + rows.start(row), right.plane(b, p, len) + panel * PANEL};
+                    }
+                    float* c = dus + p * du_plane + rows.start(row) * du_step + panel * PANEL;
+                    Product todo{blocks.size, left.step, right.step, du_step, first > 0};
+                    product<false>(rows.len(row), todo, terms.data(), num - 1, c);
+                    todo.depth = last, todo.is_added = first > 0 || num > 1;  // the last block may be smaller
+                    product<false>(rows.len(row), todo, terms.data() + num - 1, 1, c);
+                }
+            }
+        });
+    }
+    float* dws = dw.data_ptr<float>();
+    const int64_t so = dw.stride(0), si = dw.stride(1), sy = dw.stride(2), sx = dw.stride(3);
+    at::parallel_for(0, out.c, 4, [&](int64_t begin, int64_t end) {
+        for (int64_t o = begin; o < end; o++)
+            for (int64_t i = 0; i < in.c; i += LANES) {
+                Vec u[PLANES], half[KERNEL * POINTS], g[9];
+                for (int p = 0; p < PLANES; p++) u[p] = load(dus + p * du_plane + o * du_step + i);
+                for (int j = 0; j < POINTS; j++) kernel_grad_1d(u + j, POINTS, half + j, POINTS);
+                for (int k = 0; k < KERNEL; k++) kernel_grad_1d(half + k * POINTS, 1, g + k * KERNEL, 1);
+                for (int64_t lane = 0; lane < std::min<int64_t>(LANES, in.c - i); lane++)
+                    for (int k = 0; k < 9; k++) dws[o * so + (i + lane) * si + k / 3 * sy + k % 3 * sx] = g[k][lane];
+            }
+    });
+}
+
+// ---- Stride 2, without padding
+
+// -> [panels of outer][9 taps][inner][PANEL]
+void pack_kernel(const Kernel& w, float* out) {
+    const int64_t panels = ceil_div(w.outer, PANEL);
+    at::parallel_for(0, panels * w.inner, 16, [&](int64_t begin, int64_t end) {
+        for (int64_t item = begin; item < end; item++) {
+            const int64_t panel = item / w.inner, i = item % w.inner;
+            for (int k = 0; k < 9; k++)
+                for (int64_t col = 0; col < PANEL; col += LANES)
+                    store(out + ((panel * 9 + k) * w.inner + i) * PANEL + col, w.tap(panel * PANEL + col, i, k));
+        }
+    });
+}
+
+// Rows of a product that go to channels [start, start + PANEL) of pixels, of which there may be fewer.
+template <class Make> void to_pixels(float* pixels, int64_t step, int64_t num_pixels, int64_t start, int64_t channels, Make make) {
+    if (start + PANEL <= channels) return make(pixels + start, step);
+    float part[ROWS * PANEL];
+    make(part, PANEL);
+    for (int64_t i = 0; i < num_pixels; i++)
+        std::memcpy(pixels + i * step + start, part + i * PANEL, (channels - start) * sizeof(float));
+}
+
+void strided(const at::Tensor& x, const Kernel& w, at::Tensor& y) {
+    const Images in(x), out(y);
+    const int64_t panels = ceil_div(out.c, PANEL);
+    const at::Tensor packed = scratch(panels * PANEL * 9 * in.c);
+    pack_kernel(w, packed.data_ptr<float>());
+    const Blocks blocks(out.w, ROWS);
+    const float *xs = x.const_data_ptr<float>(), *us = packed.const_data_ptr<float>();
+    float* ys = y.data_ptr<float>();
+    const int64_t lines = out.n * out.h, group = std::max<int64_t>(1, std::min<int64_t>(lines, 128 / out.w));
+    at::parallel_for(0, ceil_div(lines, group), 1, [&](int64_t begin, int64_t end) {
+        for (int64_t g = begin; g < end; g++)
+            for (int64_t panel = 0; panel < panels; panel++)
+                for (int64_t line = g * group; line < std::min(lines, (g + 1) * group); line++)
+                    for (int64_t b = 0; b < blocks.num; b++) {
+                        const int64_t first = blocks.start(b), len = blocks.len(b);
+                        std::array<Term, 9> terms;
+                        for (int64_t k = 0; k < 9; k++)
+                            terms[k] = {xs + ((line / out.h * in.h + line % out.h * 2 + k / 3) * in.w + first * 2 + k % 3) * in.c,
+                                        us + (panel * 9 + k) * in.c * PANEL};
+                        to_pixels(ys + (line * out.w + first) * out.c, out.c, len, panel * PANEL, out.c, [&](float* c, int64_t step) {
+                            product<true>(len, {in.c, 2 * in.c, PANEL, step, false}, terms.data(), 9, c);
+                        });
+                    }
+    });
+}
+
+// Gradient to the input of `strided`, or a transposed convolution: dx has its size, at least 2 * that of dy + 1.
+void strided_input(const at::Tensor& dy, const Kernel& w, at::Tensor& dx) {
+    const Images in(dy), out(dx);
+    const int64_t panels = ceil_div(out.c, PANEL), wide = in.w + 2, high = in.h + 2;
+    const at::Tensor packed = scratch(panels * PANEL * 9 * in.c), framed = at::empty({in.n * high * wide * in.c}, at::kFloat);
+    pack_kernel(w, packed.data_ptr<float>());
+    float* frame = framed.data_ptr<float>();
+    const float *dys = dy.const_data_ptr<float>(), *us = packed.const_data_ptr<float>();
+    at::parallel_for(0, in.n * high, 4, [&](int64_t begin, int64_t end) {  // zeros around
+        for (int64_t line = begin; line < end; line++) {
+            float* to = frame + line * wide * in.c;
+            const int64_t row = line % high - 1;
+            const bool is_outside = row < 0 || row >= in.h;
+            std::memset(to, 0, (is_outside ? wide : 1) * in.c * sizeof(float));
+            if (is_outside) continue;
+            std::memcpy(to + in.c, dys + (line / high * in.h + row) * in.w * in.c, in.w * in.c * sizeof(float));
+            std::memset(to + (in.w + 1) * in.c, 0, in.c * sizeof(float));
+        }
+    });
+    float* dxs = dx.data_ptr<float>();
+    const int64_t lines = out.n * out.h, group = std::max<int64_t>(1, std::min<int64_t>(lines, 256 / out.w));
+    at::parallel_for(0, ceil_div(lines, group), 1, [&](int64_t begin, int64_t end) {
+        for (int64_t g = begin; g < end; g++)
+            for (int64_t panel = 0; panel < panels; panel++)
+                for (int64_t line = g * group; line < std::min(lines, (g + 1) * group); line++)
+                    for (int64_t odd = 0; odd < 2; odd++) {
+                        const int64_t row = line % out.h, count = (out.w - odd + 1) / 2;
+                        const Blocks blocks(count, ROWS);
+                        for (int64_t b = 0; b < blocks.num; b++) {
+                            const int64_t first = blocks.start(b), len = blocks.len(b);
+                            std::array<Term, 4> terms;
+                            int64_t num = 0;
+                            // The kernel is rotated: tap 2 - k of it. Rows 2i meet taps 0 and 2, at dy's rows i and i - 1.
+                            for (int64_t ky = row % 2; ky < 3; ky += 2)
+                                for (int64_t kx = odd; kx < 3; kx += 2)
+                                    terms[num++] = {frame + ((line / out.h * high + row / 2 - ky / 2 + 1) * wide + first - kx / 2 + 1) * in.c,
+                                                    us + (panel * 9 + 8 - ky * 3 - kx) * in.c * PANEL};
+                            to_pixels(dxs + (line * out.w + first * 2 + odd) * out.c, 2 * out.c, len, panel * PANEL, out.c,
+                                      [&](float* c, int64_t step) {
+                                          product<true>(len, {in.c, in.c, PANEL, step, false}, terms.data(), num, c);
+                                      });
+                        }
+                    }
+    });
+}
+
+void strided_kernel_grad(const at::Tensor& x, const at::Tensor& dy, at::Tensor& dw) {
+    const Images in(x), out(dy);
+    const int64_t whole = in.c / PANEL * PANEL, panels = ceil_div(in.c, PANEL), wide = panels * PANEL;
+    TORCH_INTERNAL_ASSERT(whole == in.c);
+    const Blocks rows(out.c, ROWS);
+    const at::Tensor sums = scratch(9 * out.c * wide);
+    const float *xs = x.const_data_ptr<float>(), *dys = dy.const_data_ptr<float>();
+    float* to = sums.data_ptr<float>();
+    const int64_t lines = out.n * out.h, group = std::max<int64_t>(1, 256 / out.w);
+    at::parallel_for(0, 9 * rows.num, 1, [&](int64_t begin, int64_t end) {
+        std::vector<Term> terms(group);
+        for (int64_t start = 0; start < lines; start += group) {
+            const int64_t num = std::min(group, lines - start);
+            for (int64_t item = begin; item < end; item++) {
+                const int64_t tap = item / rows.num, row = item % rows.num;
+                for (int64_t panel = 0; panel < panels; panel++) {
+                    for (int64_t i = 0; i < num; i++) {
+                        const int64_t line = start + i;
+                        terms[i] = {dys + line * out.w * out.c + rows.start(row),
+                                    xs + ((line / out.h * in.h + line % out.h * 2 + tap / 3) * in.w + tap % 3) * in.c + panel * PANEL};
+                    }
+                    product<false>(rows.len(row), {out.w, out.c, 2 * in.c, wide, start > 0}, terms.data(), num,
+                                   to + (tap * out.c + rows.start(row)) * wide + panel * PANEL);
+                }
+            }
+        }
+    });
+    float* dws = dw.data_ptr<float>();
+    const int64_t so = dw.stride(0), si = dw.stride(1), sy = dw.stride(2), sx = dw.stride(3);
+    at::parallel_for(0, out.c, 4, [&](int64_t begin, int64_t end) {
+        for (int64_t o = begin; o < end; o++)
+            for (int64_t i = 0; i < in.c; i++)
+                for (int64_t k = 0; k < 9; k++) dws[o * so + i * si + k / 3 * sy + k % 3 * sx] = to[(k * out.c + o) * wide + i];
+    });
+}
+
+// ---- Operators
+
+void check(const at::Tensor& image, const char* name) {
+    TORCH_CHECK_VALUE(image.dim() == 4 && image.scalar_type() == at::kFloat && image.device().is_cpu(), name, " is ",
+                      image.scalar_type(), " ", image.sizes(), ", wanted float32 [N, C, H, W] on the CPU");
+}
+
+void check_setting(int64_t stride, int64_t pad_y, int64_t pad_x) {
+    TORCH_CHECK_VALUE((stride == 1 && std::min(pad_y, pad_x) >= 0 && std::max(pad_y, pad_x) <= 2) || (stride == 2 && pad_y == 0 && pad_x == 0),
+                      "stride ", stride, " with padding ", pad_y, ", ", pad_x, "; wanted stride 1 and at most 2, or stride 2 and none");
+}
+
+int64_t size_after(int64_t size, int64_t stride, int64_t pad) { return size + 2 * pad < 3 ? 0 : (size + 2 * pad - 3) / stride + 1; }
+
+void check_sizes(int64_t h, int64_t w, const at::Tensor& dy, int64_t stride, int64_t pad_y, int64_t pad_x) {
+    TORCH_CHECK_VALUE(dy.size(2) > 0 && dy.size(3) > 0 && dy.size(2) == size_after(h, stride, pad_y) && dy.size(3) == size_after(w, stride, pad_x),
+                      "gradients ", dy.sizes(), " don't fit images of ", h, "x", w, ", wanted ", size_after(h, stride, pad_y), "x",
+                      size_after(w, stride, pad_x));
+}
+
+at::Tensor last(const at::Tensor& t) { return t.contiguous(at::MemoryFormat::ChannelsLast); }
+
+// torch's own gradient to the images (0) or the weights (1).
+at::Tensor torch_grad(const at::Tensor& dy, const at::Tensor& x, const at::Tensor& w, int64_t stride, int64_t pad_y, int64_t pad_x, int which) {
+    const auto grads = at::convolution_backward(dy, x, w, c10::nullopt, {stride, stride}, {pad_y, pad_x}, {1, 1}, false, {0, 0}, 1,
+                                                {which == 0, which == 1, false});
+    return which ? std::get<1>(grads).contiguous() : last(std::get<0>(grads));
+}
+
+at::Tensor conv2d(const at::Tensor& x, const at::Tensor& w, int64_t stride, int64_t pad_y, int64_t pad_x, bool own) {
+    check(x, "x"), check(w, "w"), check_setting(stride, pad_y, pad_x);
+    TORCH_CHECK_VALUE(w.size(1) == x.size(1) && w.size(2) == 3 && w.size(3) == 3, "weights ", w.sizes(),
+                      " don't fit images ", x.sizes(), ", wanted [O, ", x.size(1), ", 3, 3]");
+    const int64_t h = size_after(x.size(2), stride, pad_y), wide = size_after(x.size(3), stride, pad_x);
+    TORCH_CHECK_VALUE(h > 0 && wide > 0, "images ", x.sizes(), " are smaller than the kernel; give more padding");
+    if (!own) return last(at::conv2d(last(x), w, {}, {stride, stride}, {pad_y, pad_x}));
+    at::Tensor y = at::empty({x.size(0), w.size(0), h, wide}, x.options(), at::MemoryFormat::ChannelsLast);
+    if (y.numel() == 0) return y;
+    const Kernel kernel(w, false);
+    if (stride == 1) winograd(last(x), kernel, pad_y, pad_x, y);
+    else strided(last(x), kernel, y);
+    return y;
+}
+
+at::Tensor conv2d_input(const at::Tensor& dy, const at::Tensor& w, int64_t h, int64_t wide, int64_t stride, int64_t pad_y, int64_t pad_x, bool own) {
+    check(dy, "dy"), check(w, "w"), check_setting(stride, pad_y, pad_x);
+    TORCH_CHECK_VALUE(w.size(0) == dy.size(1) && w.size(2) == 3 && w.size(3) == 3, "weights ", w.sizes(),
+                      " don't fit gradients ", dy.sizes(), ", wanted [", dy.size(1), ", I, 3, 3]");
+    check_sizes(h, wide, dy, stride, pad_y, pad_x);
+    at::Tensor dx = at::empty({dy.size(0), w.size(1), h, wide}, dy.options(), at::MemoryFormat::ChannelsLast);
+    if (dx.numel() == 0) return dx;
+    if (!own) return torch_grad(last(dy), dx, w, stride, pad_y, pad_x, 0);
+    const Kernel kernel(w, true);
+    if (stride == 1) winograd(last(dy), kernel, 2 - pad_y, 2 - pad_x, dx);
+    else strided_input(last(dy), kernel, dx);
+    return dx;
+}
+
+at::Tensor conv2d_weight(const at::Tensor& x, const at::Tensor& dy, int64_t stride, int64_t pad_y, int64_t pad_x, bool own) {
+    check(x, "x"), check(dy, "dy"), check_setting(stride, pad_y, pad_x);
+    TORCH_CHECK_VALUE(x.size(0) == dy.size(0), "images ", x.sizes(), " and gradients ", dy.sizes(), " differ in number");
+    check_sizes(x.size(2), x.size(3), dy, stride, pad_y, pad_x);
+    at::Tensor dw = at::empty({dy.size(1), x.size(1), 3, 3}, x.options());
+    if (x.numel() == 0 || dw.numel() == 0) return dw.zero_();
+    if (!own) return torch_grad(last(dy), last(x), dw, stride, pad_y, pad_x, 1);
+    if (stride == 1) winograd_kernel_grad(last(x), last(dy), pad_y, pad_x, dw);
+    else strided_kernel_grad(last(x), last(dy), dw);
+    return dw;
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(stylegan_rooted, CPU, m) {
+    m.impl("conv2d", &conv2d);
+    m.impl("conv2d_input", &conv2d_input);
+    m.impl("conv2d_weight", &conv2d_weight);
+}

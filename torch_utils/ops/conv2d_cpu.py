@@ -1,0 +1,188 @@
+"""3x3 convolutions by the compiled operators of conv2d_cpu.cpp where they beat torch's own on a CPU.
+
+Three operators, closed under differentiation: the convolution, and its gradients to the images (which is also the
+transposed convolution) and to the weights. Each is done by our code or by torch's, whichever `pays` says.
+"""
+
+from typing import Any
+
+import torch
+
+from torch_utils import custom_ops
+
+OWN, TORCH = 1, 0  # who does it
+
+# Set by `conv2d_gradfix.no_weight_gradients`: gradients to weights are left out while it is True.
+weight_gradients_disabled = False
+
+
+def conv2d(x: torch.Tensor, w: torch.Tensor, stride: int, padding: tuple[int, int]) -> torch.Tensor:
+    """The correlation of x [N, I, H, W] with w [O, I, 3, 3]; `takes` has said yes. `padding` is (y, x)."""
+    n, c, h, wide = x.shape
+    out = (h + 2 * padding[0] - 3) // stride + 1, (wide + 2 * padding[1] - 3) // stride + 1
+    return _operator("conv2d")(x, w, stride, *padding, pays("conv2d", n, c, w.shape[0], *out, stride))
+
+
+def conv2d_input(
+    dy: torch.Tensor, w: torch.Tensor, size: tuple[int, int], stride: int, padding: tuple[int, int]
+) -> torch.Tensor:
+    """The adjoint of `conv2d` in its images: from dy [N, O, H', W'] to [N, I, *size]."""
+    n, o, h, wide = dy.shape
+    return _operator("conv2d_input")(
+        dy, w, *size, stride, *padding, pays("conv2d_input", n, w.shape[1], o, h, wide, stride)
+    )
+
+
+def conv2d_weight(x: torch.Tensor, dy: torch.Tensor, stride: int, padding: tuple[int, int]) -> torch.Tensor:
+    """The adjoint of `conv2d` in its weights: from images x and dy [N, O, H', W'] to [O, I, 3, 3]."""
+    n, o, h, wide = dy.shape
+    return _operator("conv2d_weight")(
+        x, dy, stride, *padding, pays("conv2d_weight", n, x.shape[1], o, h, wide, stride)
+    )
+
+
+def takes(x: torch.Tensor, w: torch.Tensor, stride: int, padding: tuple[int, int], *, transposed: bool) -> bool:
+    """Whether the operators here can do this convolution, and some part of it or of its gradients better than torch.
+
+    Args:
+        x: Images [N, C, H, W].
+        w: Weights [O, C, 3, 3]; of a transposed convolution [C, O, 3, 3].
+        stride: 1 or 2; anything else is torch's.
+        padding: (y, x); for a transposed convolution what is cut off.
+        transposed: Whether it is one.
+    """
+    if not (
+        x.device.type == w.device.type == "cpu"
+        and x.dtype == w.dtype == torch.float32
+        and x.ndim == 4
+        and w.shape[2:] == (3, 3)
+        and x.shape[1] == w.shape[0 if transposed else 1]
+        and ((stride == 1 and max(padding) <= 2) or (stride == 2 and padding == (0, 0)))
+        and min(x.shape[2:]) >= (1 if transposed else 3 - 2 * min(padding))
+        and custom_ops.fast_paths()
+        and custom_ops.selected() == "native"
+    ):
+        return False
+    o, c = w.shape[:2]
+    n, _, h, wide = x.shape
+    if not transposed:
+        h, wide = (h + 2 * padding[0] - 3) // stride + 1, (wide + 2 * padding[1] - 3) // stride + 1
+    forward, backward = ("conv2d_input", "conv2d") if transposed else ("conv2d", "conv2d_input")
+    kinds = [forward]
+    if torch.is_grad_enabled():
+        kinds += [backward] * x.requires_grad + ["conv2d_weight"] * w.requires_grad
+    return any(pays(kind, n, c, o, h, wide, stride) for kind in kinds)
+
+
+def pays(kind: str, n: int, c: int, o: int, h: int, w: int, stride: int) -> bool:
+    """Whether our code is faster than torch's; `python benchmarks/bench_conv.py` prints the times that it rests on.
+
+    Args:
+        kind: The operator: conv2d, conv2d_input or conv2d_weight.
+        n: Images.
+        c: Channels of the convolution's input.
+        o: Channels of its output.
+        h: Height of its output.
+        w: Width of its output.
+        stride: 1 or 2.
+    """
+    if min(c, o) < 32:
+        return False
+    if stride == 2:
+        return h * w * n >= 256 and w >= 8 and (kind != "conv2d_weight" or c % 32 == 0)
+    tiles = n * -(-h // 4) * -(-w // 4)
+    return tiles >= 16
+
+
+def _operator(name: str) -> Any:
+    """One of the three compiled operators; the first call declares them all, as each is in another's gradient."""
+    for key, (schema, *functions) in _DECLARATIONS.items():
+        custom_ops.declare(key, schema, *functions)
+    return custom_ops.declare(name, *_DECLARATIONS[name])
+
+
+def _conv2d_shape(
+    x: torch.Tensor, w: torch.Tensor, stride: int, pad_y: int, pad_x: int, own: bool
+) -> torch.Tensor:
+    """Shape and layout of the convolution's result."""
+    h, wide = (x.shape[2] + 2 * pad_y - 3) // stride + 1, (x.shape[3] + 2 * pad_x - 3) // stride + 1
+    return _empty(x, x.shape[0], w.shape[0], h, wide)
+
+
+def _conv2d_input_shape(
+    dy: torch.Tensor, w: torch.Tensor, h: int, wide: int, stride: int, pad_y: int, pad_x: int, own: bool
+) -> torch.Tensor:
+    """Shape and layout of the gradient to images."""
+    return _empty(dy, dy.shape[0], w.shape[1], h, wide)
+
+
+def _conv2d_weight_shape(
+    x: torch.Tensor, dy: torch.Tensor, stride: int, pad_y: int, pad_x: int, own: bool
+) -> torch.Tensor:
+    """Shape and layout of the gradient to weights."""
+    return x.new_empty(dy.shape[1], x.shape[1], 3, 3)
+
+
+def _empty(like: torch.Tensor, *shape: int) -> torch.Tensor:
+    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
+
+
+def _conv2d_setup(ctx: Any, inputs: tuple, output: torch.Tensor) -> None:
+    x, w, stride, pad_y, pad_x, _ = inputs
+    ctx.save_for_backward(x, w)
+    ctx.settings = stride, (pad_y, pad_x)
+
+
+def _conv2d_backward(ctx: Any, dy: torch.Tensor) -> tuple:
+    """Linear in images and in weights: the two adjoints."""
+    x, w = ctx.saved_tensors
+    dx = conv2d_input(dy, w, x.shape[2:], *ctx.settings) if ctx.needs_input_grad[0] else None
+    dw = conv2d_weight(x, dy, *ctx.settings) if _wants_weight(ctx, 1) else None
+    return dx, dw, None, None, None, None
+
+
+def _conv2d_input_setup(ctx: Any, inputs: tuple, output: torch.Tensor) -> None:
+    dy, w, _, _, stride, pad_y, pad_x, _ = inputs
+    ctx.save_for_backward(dy, w)
+    ctx.settings = stride, (pad_y, pad_x)
+
+
+def _conv2d_input_backward(ctx: Any, dx: torch.Tensor) -> tuple:
+    dy, w = ctx.saved_tensors
+    ddy = conv2d(dx, w, *ctx.settings) if ctx.needs_input_grad[0] else None
+    dw = conv2d_weight(dx, dy, *ctx.settings) if _wants_weight(ctx, 1) else None
+    return ddy, dw, None, None, None, None, None, None
+
+
+def _conv2d_weight_setup(ctx: Any, inputs: tuple, output: torch.Tensor) -> None:
+    x, dy, stride, pad_y, pad_x, _ = inputs
+    ctx.save_for_backward(x, dy)
+    ctx.settings = stride, (pad_y, pad_x)
+
+
+def _conv2d_weight_backward(ctx: Any, dw: torch.Tensor) -> tuple:
+    x, dy = ctx.saved_tensors
+    dx = conv2d_input(dy, dw, x.shape[2:], *ctx.settings) if ctx.needs_input_grad[0] else None
+    ddy = conv2d(x, dw, *ctx.settings) if ctx.needs_input_grad[1] else None
+    return dx, ddy, None, None, None, None
+
+
+def _wants_weight(ctx: Any, index: int) -> bool:
+    """torch says that a gradient is needed wherever one could be asked for; `no_weight_gradients` says it is not."""
+    return ctx.needs_input_grad[index] and not weight_gradients_disabled
+
+
+_DECLARATIONS: dict[str, tuple] = {
+    "conv2d": (
+        "(Tensor x, Tensor w, int stride, int pad_y, int pad_x, bool own) -> Tensor",
+        _conv2d_shape, _conv2d_setup, _conv2d_backward,
+    ),
+    "conv2d_input": (
+        "(Tensor dy, Tensor w, SymInt h, SymInt wide, int stride, int pad_y, int pad_x, bool own) -> Tensor",
+        _conv2d_input_shape, _conv2d_input_setup, _conv2d_input_backward,
+    ),
+    "conv2d_weight": (
+        "(Tensor x, Tensor dy, int stride, int pad_y, int pad_x, bool own) -> Tensor",
+        _conv2d_weight_shape, _conv2d_weight_setup, _conv2d_weight_backward,
+    ),
+}  # fmt: skip
