@@ -9,6 +9,7 @@
 
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
+#include <ATen/ops/constant_pad_nd.h>
 #include <ATen/ops/conv2d.h>
 #include <ATen/ops/convolution_backward.h>
 #include <ATen/ops/empty.h>
@@ -507,10 +508,11 @@ void strided_input(const at::Tensor& dy, const Kernel& w, at::Tensor& dx) {
     });
 }
 
-void strided_kernel_grad(const at::Tensor& x, const at::Tensor& dy, at::Tensor& dw) {
+void strided_kernel_grad(const at::Tensor& images, const at::Tensor& dy, at::Tensor& dw) {
+    const int64_t channels = images.size(1), panels = ceil_div(channels, PANEL), wide = panels * PANEL;
+    at::Tensor x = images;
+    if (channels < wide) x = at::constant_pad_nd(images, {0, 0, 0, 0, 0, wide - channels}).contiguous(at::MemoryFormat::ChannelsLast);
     const Images in(x), out(dy);
-    const int64_t whole = in.c / PANEL * PANEL, panels = ceil_div(in.c, PANEL), wide = panels * PANEL;
-    TORCH_INTERNAL_ASSERT(whole == in.c);
     const Blocks rows(out.c, ROWS);
     const at::Tensor sums = scratch(9 * out.c * wide);
     const float *xs = x.const_data_ptr<float>(), *dys = dy.const_data_ptr<float>();
@@ -538,7 +540,7 @@ void strided_kernel_grad(const at::Tensor& x, const at::Tensor& dy, at::Tensor& 
     const int64_t so = dw.stride(0), si = dw.stride(1), sy = dw.stride(2), sx = dw.stride(3);
     at::parallel_for(0, out.c, 4, [&](int64_t begin, int64_t end) {
         for (int64_t o = begin; o < end; o++)
-            for (int64_t i = 0; i < in.c; i++)
+            for (int64_t i = 0; i < channels; i++)
                 for (int64_t k = 0; k < 9; k++) dws[o * so + i * si + k / 3 * sy + k % 3 * sx] = to[(k * out.c + o) * wide + i];
     });
 }

@@ -10,8 +10,6 @@ import torch
 
 from torch_utils import custom_ops
 
-OWN, TORCH = 1, 0  # who does it
-
 # Set by `conv2d_gradfix.no_weight_gradients`: gradients to weights are left out while it is True.
 weight_gradients_disabled = False
 
@@ -89,7 +87,7 @@ def pays(kind: str, n: int, c: int, o: int, h: int, w: int, stride: int) -> bool
     if min(c, o) < 32:
         return False
     if stride == 2:
-        return h * w * n >= 256 and w >= 8 and (kind != "conv2d_weight" or c % 32 == 0)
+        return h * w * n >= 256 and w >= 8
     tiles = n * -(-h // 4) * -(-w // 4)
     return tiles >= 16
 
