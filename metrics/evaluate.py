@@ -148,6 +148,7 @@ def generated_images(
     truncation_psi: float = 1.0,
     noise_mode: str = "const",
     device: torch.device | str = "cpu",
+    batches: slice = slice(None),
     **synthesis_kwargs: Any,
 ) -> Iterator[torch.Tensor]:
     """Images of a generator, batch by batch, from random streams of their own.
@@ -166,6 +167,7 @@ def generated_images(
         truncation_psi: 1 shows the network's whole distribution.
         noise_mode: `const` or `random`.
         device: Where `G` is.
+        batches: Which of the batches to make, e.g. every second one where two processes share the work.
         synthesis_kwargs: Passed on to `G`, for instance `force_fp32=True`.
 
     Yields:
@@ -184,7 +186,8 @@ def generated_images(
         got = "none" if labels is None else f"shape {tuple(labels.shape)}"
         raise ValueError(f"the network wants labels of {c_dim} numbers, got {got}; pass the data set's label rows")
     pool = torch.as_tensor(labels, dtype=torch.float32) if c_dim else torch.zeros(1, 0)
-    return _generate(G, num, seed, batch_size, pool, noise_mode, device, truncation_psi, synthesis_kwargs)
+    firsts = range(0, num, batch_size)[batches]
+    return _generate(G, num, seed, batch_size, firsts, pool, noise_mode, device, truncation_psi, synthesis_kwargs)
 
 
 def dataset_images(dataset: Any, *, batch_size: int = 64, num: int | None = None) -> Iterator[np.ndarray]:
@@ -205,13 +208,14 @@ def _generate(
     num: int,
     seed: int,
     batch_size: int,
+    firsts: range,
     pool: torch.Tensor,
     noise_mode: str,
     device: torch.device | str,
     truncation_psi: float,
     synthesis_kwargs: dict[str, Any],
 ) -> Iterator[torch.Tensor]:
-    for first in range(0, num, batch_size):
+    for first in firsts:
         streams = [
             seeding.generator(seed, "evaluate", "latents", i) for i in range(first, min(first + batch_size, num))
         ]

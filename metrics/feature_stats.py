@@ -4,12 +4,13 @@ Owns means, covariances, kept feature rows and their file format. Knows extracto
 """
 
 import contextlib
+import functools
 import hashlib
 import io
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -247,6 +248,7 @@ def dataset_stats(
     content_key: str | Sequence[str] | None = None,
     num: int | None = None,
     max_rows: int = 50_000,
+    compute: Callable[[], FeatureStats] | None = None,
 ) -> FeatureStats:
     """Statistics of a data set, read from the cache when these very images were seen before by this very extractor.
 
@@ -262,16 +264,19 @@ def dataset_stats(
             nothing.
         num: Stop after so many images; None takes all.
         max_rows: See `FeatureStats`.
+        compute: Called in place of `accumulate` where the cache has no answer, for work that several processes share.
     """
+    if compute is None:
+        compute = functools.partial(accumulate, images, extractor, num=num, max_rows=max_rows)
     if cache_dir is None or content_key is None:
-        return accumulate(images, extractor, num=num, max_rows=max_rows)
+        return compute()
     content = [content_key] if isinstance(content_key, str) else list(content_key)
     key = {"content": content, "num": num, "max_rows": max_rows, **vars(Source.of(extractor))}
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
     path = Path(cache_dir) / f"features-{extractor.name}-{digest[:32]}.npz"
     with contextlib.suppress(OSError, ValueError):
         return FeatureStats.load(path, key)
-    stats = accumulate(images, extractor, num=num, max_rows=max_rows)
+    stats = compute()
     with contextlib.suppress(OSError):
         stats.save(path, key)
     return stats

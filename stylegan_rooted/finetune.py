@@ -20,7 +20,7 @@ from dnnlib import EasyDict
 from metrics.evaluate import MetricResult
 from stylegan_rooted import __version__, evaluation, losses, presets
 from torch_utils import distributed, images, misc, seeding
-from torch_utils.distributed import DistEnv, Place
+from torch_utils.distributed import DistEnv, Place, ProcessFailed
 from training import execution, network_pickle, run_dir
 from training.ada import AdaController
 from training.augment import AUGMENT_PRESETS, AugmentPipe
@@ -517,7 +517,7 @@ class RunHooks:
         self._bar: Any = None
         self._nonfinite_shown = 0
         self._clamp_shown = False
-        self._evaluator = evaluation.for_run(run) if run.env.is_main else None
+        self._evaluator = evaluation.for_run(run)
         self._events = open_tensorboard(run.path) if run.env.is_main else None
 
     def __enter__(self) -> "RunHooks":
@@ -567,6 +567,7 @@ class RunHooks:
                 nimg=run.progress.cur_nimg,
                 seconds=time.time() - start,
                 fingerprint=self._evaluator.fingerprint,
+                num_processes=run.env.world,
             )
             run_dir.append_jsonl(run.path / f"metric-{row.name}.jsonl", record)
             self.say(
@@ -585,7 +586,7 @@ class RunHooks:
 
     def _measure(self, evaluator: evaluation.Evaluator, run: Run) -> tuple[list[MetricResult], str | None]:
         """(results, None) or ([], why there are none). Nothing that a measurement does may end the training."""
-        if self.stop_requested:
+        if self.should_stop(run):
             return [], f"stopped by {self.stop_requested}"
         self.measuring = run.env.world == 1  # several processes end a measurement together or not at all
         try:
@@ -594,6 +595,8 @@ class RunHooks:
             if not self.stop_requested:
                 raise
             return [], f"stopped by {self.stop_requested}"
+        except ProcessFailed:
+            raise
         except Exception as e:
             with open(run.path / "log.txt", "a", encoding="utf-8") as f:
                 f.write(traceback.format_exc())

@@ -176,6 +176,16 @@ def test_a_hanging_process_is_named_and_ended(tmp_path, capfd) -> None:
     assert line == "Error: rank 1 (reading data) did not come back within 1 s; --rank-timeout sets that limit"
 
 
+def test_a_slow_process_that_moves_is_waited_for(tmp_path) -> None:
+    def work(env: DistEnv):
+        for _ in range(8 if env.rank == 1 else 0):
+            time.sleep(0.3)
+            env.beat("measuring")
+        return env.max(env.rank)
+
+    assert run_processes(tmp_path, 2, joined(work, timeout_sec=1)) == [1, 1]
+
+
 def test_processes_that_never_come_are_missed(tmp_path: Path) -> None:
     def alone(rank: int):
         if rank == 0:

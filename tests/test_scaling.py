@@ -1,5 +1,7 @@
 """One run on one, two and three processes: the same losses and weights; and the command as torchrun starts it."""
 
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +13,7 @@ from helpers import assert_close
 from PIL import Image
 from processes import run_processes
 
-from stylegan_rooted import finetune
+from stylegan_rooted import evaluation, finetune
 from torch_utils import distributed
 from torch_utils.distributed import DistEnv
 from training import network_pickle, run_dir
@@ -186,3 +188,61 @@ def test_augmentation_follows_the_scores_of_all_processes(tmp_path) -> None:
             return ada.update(16, 4)
 
     assert run_processes(tmp_path, 2, member) == [pytest.approx(0.436)] * 2
+
+
+def test_measurements_are_shared_and_do_not_depend_on_the_number_of_processes(pictures, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("DNNLIB_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr(evaluation, "BATCH", 4)
+    counted = tmp_path / "counted"
+    original = evaluation.extractor_for
+
+    def counting(config, device):
+        extractor = original(config, device)
+
+        class Counting:
+            name, digest, resize = extractor.name, extractor.digest, extractor.resize
+            headline, num_features = extractor.headline, extractor.num_features
+
+            def __call__(self, batch):
+                with counted.open("a") as f:
+                    f.write(f"{os.environ.get('RANK', 'alone')}:{len(batch)}\n")
+                return extractor(batch)
+
+        return Counting()
+
+    monkeypatch.setattr(evaluation, "extractor_for", counting)
+    figures = {}
+    for world in (1, 3):
+        if (tmp_path / "cache").exists():
+            shutil.rmtree(tmp_path / "cache")
+        counted.write_text("")
+        config = config_for(
+            pictures,
+            tmp_path / str(world),
+            metric=MetricConfig(num=14),
+            schedule=ScheduleConfig(kimg=0.012, tick=0.012, snap=1),
+        )
+        path = run_on(world, config, tmp_path / f"results{world}")[0] if world > 1 else finetune.run(config, say=print)
+        rows = [run_dir.read_jsonl(path / f"metric-{name}.jsonl")[-1] for name in ("fd", "kd")]
+        assert [row["num_gpus"] for row in rows] == [world, world]
+        assert [row["provenance"]["num_fake"] for row in rows] == [14, 14]
+        figures[world] = [next(iter(row["results"].values())) for row in rows]
+        shares = counted.read_text().split()
+        if world == 3:  # 13 reals and 14 fakes in batches of 4: four batches each, in turn
+            assert sorted(shares) == sorted(["0:4", "0:1", "1:4", "2:4"] + ["0:4", "0:2", "1:4", "2:4"])
+    assert figures[3] == pytest.approx(figures[1], rel=1e-4)
+
+
+def test_a_measurement_that_fails_in_one_process_ends_nothing(pictures, tmp_path, monkeypatch) -> None:
+    original = evaluation.extractor_for
+
+    def broken(config, device):
+        if os.environ.get("RANK") == "1":
+            raise RuntimeError("no memory for the detector")
+        return original(config, device)
+
+    monkeypatch.setattr(evaluation, "extractor_for", broken)
+    monkeypatch.setenv("DNNLIB_CACHE_DIR", str(tmp_path / "cache"))
+    path, said = run_on(2, config_for(pictures, tmp_path / "o", metric=MetricConfig(num=4)), tmp_path / "results")
+    assert (path / "network-snapshot-000000.pkl").is_file() and not list(path.glob("metric-*"))
+    assert any("Metrics left out: rank 1: RuntimeError: no memory for the detector" in line for line in said[0])

@@ -291,8 +291,9 @@ class Pulse:
     """Every process's sign of life in the processes' common store, and the end of a run that waits for too long.
 
     A thread writes what this process does, once a second. Where this process has not moved for `timeout_sec`, because
-    another one does not come to an exchange or because it hangs itself, the thread names the culprit and ends the
-    process: the main thread may be inside a call that nothing interrupts.
+    another one does not come to an exchange or because it hangs itself, and no other has moved in the second half of
+    that time, the thread names the culprit and ends the process: the main thread may be inside a call that nothing
+    interrupts.
     """
 
     def __init__(self, store: Any, where: Place, timeout_sec: float) -> None:
@@ -306,6 +307,8 @@ class Pulse:
         self._leaving = False
         self._store_seen = False
         self._moved = time.monotonic()
+        self._num_moves = 0
+        self._halfway: dict[int, int] | None = None
         self._serial = 0
         self._stop = threading.Event()
         self._write()
@@ -314,6 +317,7 @@ class Pulse:
     def beat(self, doing: str) -> None:
         """This process moves: it now does `doing`."""
         self._doing = doing
+        self._num_moves += 1
         self._moved = time.monotonic()
 
     def enter(self, doing: str) -> None:
@@ -361,8 +365,19 @@ class Pulse:
     def _watch(self) -> None:
         while not self._stop.wait(self._interval_sec):
             self._write()
-            if time.monotonic() - self._moved > self._timeout_sec:
-                self._end()
+            idle_sec = time.monotonic() - self._moved
+            if idle_sec <= self._timeout_sec / 2:
+                self._halfway = None
+            elif self._halfway is None:
+                self._halfway = self._moves_of_others()
+            elif idle_sec > self._timeout_sec:
+                if self._moves_of_others() == self._halfway:
+                    self._end()
+                self._moved, self._halfway = time.monotonic() - self._timeout_sec / 2, None
+
+    def _moves_of_others(self) -> dict[int, int]:
+        beats = self._read() or {}
+        return {rank: beat["moves"] for rank, beat in beats.items() if rank != self._where.rank}
 
     def _end(self) -> None:
         threading.Thread(target=self._keep_writing, name="pulse-last", daemon=True).start()
@@ -380,6 +395,7 @@ class Pulse:
         self._serial += 1
         beat = {
             "serial": self._serial,
+            "moves": self._num_moves,
             "exchanges": self._num_exchanges,
             "doing": self._doing,
             "leaving": self._leaving,

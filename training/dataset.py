@@ -275,9 +275,14 @@ class ImageDataset:
         items = [self[int(i)] for i in indices]
         return torch.from_numpy(np.stack([i for i, _ in items])), torch.from_numpy(np.stack([c for _, c in items]))
 
-    def image_batches(self, batch_size: int = 64, *, rgb: bool = False) -> Iterator[torch.Tensor]:
-        """All images in order as uint8 [N, C, H, W]; with `rgb`, grey is repeated to three channels."""
-        for start in range(0, len(self), batch_size):
+    def image_batches(
+        self, batch_size: int = 64, *, rgb: bool = False, batches: slice = slice(None)
+    ) -> Iterator[torch.Tensor]:
+        """All images in order as uint8 [N, C, H, W]; with `rgb`, grey is repeated to three channels.
+
+        Only those of the batches that `batches` names are read, e.g. every second one.
+        """
+        for start in range(0, len(self), batch_size)[batches]:
             batch, _ = self.batch(range(start, min(start + batch_size, len(self))))
             yield batch.expand(-1, 3, -1, -1).contiguous() if rgb else batch
 
