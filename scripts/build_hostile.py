@@ -498,6 +498,9 @@ def _zips() -> Iterator[Case]:
     good = archive(("a/data.pkl", whole({}, 2)))
     yield "zip_lying_size", "lie", "a zip whose directory announces other sizes", good.replace(
         struct.pack("<II", len(whole({}, 2)) + 2, len(whole({}, 2))), struct.pack("<II", 5, 1 << 30))  # fmt: skip
+    at = good.rindex(b"PK\x05\x06") + 16  # where the directory is said to be; readers shift entries by the difference
+    shifted = good[:at] + struct.pack("<I", struct.unpack_from("<I", good, at)[0] + 1000) + good[at + 4 :]
+    yield "zip_negative_offset", "lie", "a zip whose entries start before the file", shifted
     yield "zip_no_pickle", "broken", "a zip that holds no pickle", archive(("readme.txt", b"hello"))
     yield "zip_truncated", "broken", "half a zip", good[: len(good) // 2]
     yield "zip_duplicate", "lie", "a zip with two pickles of one name", _two_of_one_name()

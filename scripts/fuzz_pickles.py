@@ -120,9 +120,8 @@ def worker(pipe: Connection, folder: str) -> None:
     path = Path(folder) / "file.pkl"
     guard = Guard()
     signal.signal(signal.SIGALRM, _alarm)
-    for codec in ("raw_unicode_escape", "cp437"):  # whatever Python loads on first use is loaded now
-        codecs.lookup(codec)
-    for data in genuine().values():
+    load_codecs()
+    for data in genuine().values():  # whatever else is loaded on first use
         read(data, path, guard)
     page = resource.getpagesize()
     while (data := pipe.recv()) is not None:
@@ -135,6 +134,12 @@ def worker(pipe: Connection, folder: str) -> None:
         if sorted(entry.name for entry in Path(folder).iterdir()) != ["file.pkl"]:
             result = {"verdict": "acted", "message": "left a file behind", "sec": result["sec"]}
         pipe.send(result)
+
+
+def load_codecs() -> None:
+    """Text encodings that Python loads on first use, before a guard looks."""
+    for name in ("raw_unicode_escape", "cp437"):
+        codecs.lookup(name)
 
 
 def _alarm(signum: int, frame: Any) -> None:
@@ -286,7 +291,7 @@ def fuzz(num_mutations: int, seed: int, first: int = 0, *, keep: Path | None = N
             "slowest": slowest, "findings": findings}  # fmt: skip
 
 
-def run_atheris(num_runs: int, seed: int) -> None:
+def run_atheris(num_runs: int, seed: int, keep: Path | None) -> None:
     """Coverage-guided: the fuzzer sees the branches of our reader and mutates towards new ones. Ends the process."""
     import atheris
 
@@ -311,9 +316,11 @@ def run_atheris(num_runs: int, seed: int) -> None:
                 guard.armed = False
             assert not guard.caught, guard.caught
 
+        load_codecs()
         for data in genuine().values():
             network_pickle.parse(data)
         flags = [f"-runs={num_runs}", f"-seed={seed + 1}", f"-timeout={MAX_SEC}", "-rss_limit_mb=4096"]
+        flags.append(f"-artifact_prefix={keep or folder}/")
         atheris.Setup([sys.argv[0], *flags, "-max_len=100000", folder], one_input)
         atheris.Fuzz()
 
@@ -333,7 +340,7 @@ def main() -> int:
         (folder / f"mutations-{options.only}.pkl").write_bytes(Mutator(options.seed)[options.only])
         return 0
     if options.atheris:
-        run_atheris(options.atheris, options.seed)
+        run_atheris(options.atheris, options.seed, options.keep)
     report = fuzz(options.mutations, options.seed, options.first, keep=options.keep)
     print(json.dumps(report, indent=2))
     return 1 if report["findings"] else 0

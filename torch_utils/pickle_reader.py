@@ -632,7 +632,9 @@ def _survey_zip(data: bytes, document: Document) -> None:
                 raise PickleError("a zip file without a pickle; not a snapshot")
             with archive.open(entry) as stream:
                 inner = stream.read(MAX_TEXT_BYTES)
-    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, NotImplementedError, RuntimeError) as error:
+    except PickleError:
+        raise
+    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError, ValueError, struct.error) as error:
         raise PickleError(f"a damaged zip file ({type(error).__name__})") from error
     machine = _Machine(inner, 0, len(inner), document, _Budget(len(inner)), foreign=True)
     document.root = machine.run()
