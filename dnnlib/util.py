@@ -49,6 +49,49 @@ def naming(path: str | os.PathLike) -> Iterator[None]:
         raise
 
 
+@contextlib.contextmanager
+def atomic_file(path: str | os.PathLike) -> Iterator[BinaryIO]:
+    """Open a file for writing that takes the name `path` when the block ends well: readers see the old or the new one.
+
+    File and folder are flushed to the disk, so that it holds after a power cut, too. When the block fails nothing is
+    left; a process killed inside leaves `.NAME.PID.tmp`.
+
+    Raises:
+        OSError: It could not be written; the error names `path`.
+    """
+    path = os.path.abspath(path)
+    folder, name = os.path.split(path)
+    temporary = os.path.join(folder, f".{name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        _sync_folder(folder)
+    except OSError as err:
+        if err.filename in (None, temporary):
+            err.filename = path
+        raise
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+
+
+def _sync_folder(folder: str) -> None:
+    """Make a rename last; a system that can't do this (Windows, some network disks) is left to itself."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.fsync(descriptor)
+    except OSError:
+        pass
+    finally:
+        os.close(descriptor)
+
+
 def format_time(seconds: float) -> str:
     """Write a duration as `9s`, `2m 43s`, `1h 01m 32s` or `1d 02h 03m`.
 

@@ -56,8 +56,9 @@ def run(
     device: str,
     say: Callable[[str], None],
     progress_bar: Callable[..., Any] | None = None,
+    restart: bool = False,
 ) -> DemoResult:
-    """Build the data (once), fine-tune, report.
+    """Build the data (once), fine-tune (or go on where it was interrupted, unless `restart`), report.
 
     Raises:
         ValueError: The package with the images is missing, or an option is out of range.
@@ -66,7 +67,7 @@ def run(
     finetune.check_outdir(outdir)
     data = emoji_zip(say)
     config = demo_config(data, outdir, kimg=kimg, seed=seed, device=device)
-    run_path = finetune.run(config, say=say, progress_bar=progress_bar)
+    run_path = finetune.run(config, say=say, progress_bar=progress_bar, restart=restart)
     network = max(run_path.glob("network-snapshot-*.pkl"))
     report_path = run_path / "report"
     say("Measuring before and after, writing the report")

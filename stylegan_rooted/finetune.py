@@ -6,10 +6,11 @@ import shutil
 import signal
 import time
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
 from copy import deepcopy
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,14 @@ import torch
 
 from dnnlib import EasyDict
 from metrics.evaluate import MetricResult
-from stylegan_rooted import __version__, evaluation, losses, presets
+from stylegan_rooted import __version__, evaluation, losses, presets, resume
 from torch_utils import distributed, images, misc, seeding
 from torch_utils.distributed import DistEnv, Place, ProcessFailed
-from training import execution, network_pickle, run_dir
+from training import checkpoint, execution, network_pickle, run_dir
 from training.ada import AdaController
 from training.augment import AUGMENT_PRESETS, AugmentPipe
 from training.config import MIN_RESOLUTION, AugmentConfig, FinetuneConfig, LossConfig, NetworkConfig
-from training.dataset import ImageDataset, InfiniteSampler, check_fits, grid_indices, iterate_batches
+from training.dataset import ImageDataset, InfiniteSampler, UnreadableImages, check_fits, grid_indices, iterate_batches
 from training.loss import GanLoss
 from training.network_pickle import NetworkPickle
 from training.networks import Discriminator, Generator
@@ -46,13 +47,34 @@ Say = Callable[[str], None]
 MACHINE_OPTIONS = ("data.path", "data.workers", "runtime.outdir", "runtime.threads", "runtime.device")
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """How `execute` ended: the run's folder, and whether training is over or was stopped by a signal of that name."""
+
+    path: Path
+    stopped_by: str | None = None
+
+
 def run(
     config: FinetuneConfig,
     *,
     say: Say,
     progress_bar: Callable[..., Any] | None = None,
+    restart: bool = False,
 ) -> Path:
-    """Fine-tune as `config` says; returns the run directory.
+    """Fine-tune as `config` says; returns the run directory. See `execute`."""
+    return execute(config, say=say, progress_bar=progress_bar, restart=restart).path
+
+
+def execute(
+    config: FinetuneConfig,
+    *,
+    say: Say,
+    progress_bar: Callable[..., Any] | None = None,
+    restart: bool = False,
+    flags: Mapping[str, str] | None = None,
+) -> Outcome:
+    """Fine-tune as `config` says, or go on with the run in its outdir that the same configuration began.
 
     Under torchrun every process calls this; they compute one run together, and only rank 0 writes and speaks.
 
@@ -60,50 +82,107 @@ def run(
         config: Options; every None is resolved here from checkpoint and data.
         say: Receives lines for people.
         progress_bar: Context-manager factory `progress_bar(length)` with `.update(n)`; None shows none.
+        restart: Start a new run whatever is in the outdir.
+        flags: Names of the command line's options by field, for messages.
 
     Raises:
-        ValueError, OSError: Something the user can mend; nothing has been written then.
+        ValueError, OSError: Something the user can mend; what had been saved is untouched.
         TrainingDiverged: See `training_loop.train`.
         ProcessFailed: Another process failed; the message is empty in all but one.
     """
     where = distributed.place()
     device = resolve_device(config.runtime.device, where)
     with distributed.start(where, device, timeout_sec=config.runtime.rank_timeout) as env:
-        return run_process(config, env, say=say, progress_bar=progress_bar)
+        return run_process(config, env, say=say, progress_bar=progress_bar, restart=restart, flags=flags)
 
 
 def run_process(
-    config: FinetuneConfig, env: DistEnv, *, say: Say, progress_bar: Callable[..., Any] | None = None
-) -> Path:
-    """This process's part of `run`."""
+    config: FinetuneConfig,
+    env: DistEnv,
+    *,
+    say: Say,
+    progress_bar: Callable[..., Any] | None = None,
+    restart: bool = False,
+    flags: Mapping[str, str] | None = None,
+) -> Outcome:
+    """This process's part of `execute`."""
     if not env.is_main:
         say, progress_bar = silence, None
     with env.together("preparing"):
         plan = prepare(config, env)
     env.require_equal(plan.identity(), "at the start; all machines need the same options and files")
-    config = plan.config
-    configure_torch(config, plan.device)
-    path: Path | None = None
+    configure_torch(plan.config, plan.device)
+    opened: resume.Opened | None = None
+    with env.together("opening the run folder"):
+        if env.is_main:
+            opened = resume.open_run(plan.wanted(), restart=restart, say=say, flags=flags)
     try:
-        with env.together("making the run folder"):
-            path = run_dir.create(config.runtime.outdir, describe(plan)) if env.is_main else None
-        path = env.broadcast(path)
+        opened = resume.shared(opened, env)
+        if opened.how == resume.FINISHED:
+            say(f"Finished already: {opened.path}. A larger --kimg trains it longer; --restart starts a new run")
+            return Outcome(opened.path)
+        return _train(plan, opened, say, progress_bar)
+    finally:
+        if opened is not None and opened.lock is not None:
+            opened.lock.release()
+
+
+def _train(plan: "Plan", opened: resume.Opened, say: Say, progress_bar: Callable[..., Any] | None) -> Outcome:
+    """Build the run in its folder, train it, and keep its history."""
+    path, env = opened.path, plan.env
+    try:
         say(f"Run folder: {path}")
         say(describe_machine(env))
         with env.together("building the networks"):
-            training_run = build_run(plan, path)
+            training_run = build_run(plan, path, state=opened.state, say=say)
             if env.is_main:
-                write_start(training_run, plan)
+                rewind(training_run, opened)
+                if opened.state is None:
+                    write_start(training_run, plan)
+            say(describe_start(plan, opened))
             hooks = RunHooks(training_run, say, progress_bar)
         env.broadcast_tensors(shared_state(training_run))
     except BaseException:
-        if env.is_main and path is not None:
+        if env.is_main and opened.how == resume.NEW:
             shutil.rmtree(path, ignore_errors=True)  # nothing of worth is in it before the first step
         raise
-    with flushed_denormals(), hooks, catch_signals(hooks):
-        train(training_run, hooks)
+    progress = training_run.progress
+    log = partial(resume.log_event, path) if env.is_main else lambda *args, **facts: None
+    state_name = opened.state_path.name if opened.state_path else None
+    log(opened.how, progress.cur_nimg, state=state_name, environment=run_dir.environment(plan.device))
+    try:
+        with flushed_denormals(), hooks, catch_signals(hooks):
+            train(training_run, hooks)
+    except BaseException as error:
+        with suppress(OSError):
+            log("failed", progress.cur_nimg, reason=" ".join(f"{type(error).__name__}: {error}".split()))
+        raise
+    if progress.cur_nimg < progress.total_nimg:
+        log("stopped", progress.cur_nimg, reason=hooks.stop_requested)
+        say(f"Stopped by {hooks.stop_requested} at {progress.cur_nimg / 1000:g} kimg; the same command goes on")
+        return Outcome(path, hooks.stop_requested)
+    log(resume.FINISHED, progress.cur_nimg)
     say(f"Done: {path}")
-    return path
+    return Outcome(path)
+
+
+def rewind(run: Run, opened: resume.Opened) -> None:
+    """Cut a run's growing files back to where its state was saved, or to nothing where there is none."""
+    if opened.state is None:
+        run_dir.rewind(run.path, {})
+        return
+    measured_again = run.progress.settled or run.progress.snapshot_due(run.config.schedule.snap)
+    run_dir.rewind(run.path, opened.state["files"], keep_metrics=not measured_again)
+
+
+def describe_start(plan: "Plan", opened: resume.Opened) -> str:
+    """One line that says where the numbers of this run begin."""
+    if opened.state is not None:
+        kimg = opened.state["progress"]["cur_nimg"] / 1000
+        return f"Continuing at {kimg:g} kimg, exactly where {opened.state_path.name} was saved"
+    if plan.checkpoint is None:
+        return "New networks, from scratch"
+    return f"Warm start: networks from {plan.config.resume}; optimiser, augmentation strength and clock begin anew"
 
 
 def silence(text: str) -> None:
@@ -130,6 +209,11 @@ class Plan:
     dataset: ImageDataset
     checkpoint: NetworkPickle | None
     env: DistEnv = field(default_factory=DistEnv)
+
+    def wanted(self) -> resume.Wanted:
+        """What a run in the outdir must match to be continued."""
+        sha256 = self.checkpoint.sha256 if self.checkpoint else None
+        return resume.Wanted(self.config, self.dataset, describe(self), sha256)
 
     def identity(self) -> dict[str, Any]:
         """What must be equal in all processes before they begin. Images are compared by their number, not content."""
@@ -398,8 +482,14 @@ def build_augmentation(
     )
 
 
-def build_run(plan: Plan, path: Path) -> Run:
-    """Assemble networks, loss, phases and data into a `Run`."""
+def build_run(
+    plan: Plan, path: Path, *, state: dict[str, Any] | None = None, say: Say = lambda text: None
+) -> Run:
+    """Assemble networks, loss, phases and data into a `Run`, and put it where a training state was saved.
+
+    Raises:
+        StateError: The state belongs to another run.
+    """
     config, dataset, device, env = plan.config, plan.dataset, plan.device, plan.env
     G, D, G_ema = build_networks(plan)
     for network in (G, D, G_ema):
@@ -413,7 +503,8 @@ def build_run(plan: Plan, path: Path) -> Run:
         if ada is not None and name == "Loss/signs/real":
             ada.observe(value)
 
-    sampler = InfiniteSampler(dataset, seed=config.runtime.seed)
+    sampler = InfiniteSampler(dataset, seed=config.runtime.seed, start=state["data"]["drawn"] if state else 0)
+    unreadable = UnreadableImages(config.data.max_unreadable, say)
     loss = GanLoss(
         G,
         D,
@@ -424,7 +515,7 @@ def build_run(plan: Plan, path: Path) -> Run:
         pl_weight=config.loss.pl_weight,
         report=report,
     )
-    return Run(
+    run = Run(
         config=config,
         path=path,
         device=device,
@@ -434,9 +525,11 @@ def build_run(plan: Plan, path: Path) -> Run:
             dataset,
             sampler,
             config.optim.batch,
-            num_workers=config.data.workers,
+            config.data.workers,
+            unreadable,
             part=shared_images(env, config.optim.batch, config.optim.batch_gpu),
         ),
+        unreadable=unreadable,
         G=G,
         D=D,
         G_ema=G_ema,
@@ -459,6 +552,9 @@ def build_run(plan: Plan, path: Path) -> Run:
         training_set_kwargs=training_set_kwargs(config, dataset),
         env=env,
     )
+    if state is not None:
+        checkpoint.restore(run, state)
+    return run
 
 
 def fixed_grid(dataset: ImageDataset, z_dim: int, seed: int, size: tuple[int, int] | None) -> Grid:
@@ -489,7 +585,6 @@ def is_subset(config: FinetuneConfig, dataset: ImageDataset) -> bool:
 
 def write_start(run: Run, plan: Plan) -> None:
     """What the folder holds before the first step: options, environment, reals.png, fakes_init.png."""
-    run_dir.write_json(run.path / "training_options.json", run.config.to_dict())
     record = run_dir.environment(run.device)
     record["data"] = {
         "path": str(run.config.data.path),
@@ -498,7 +593,7 @@ def write_start(run: Run, plan: Plan) -> None:
         "fingerprint": run.dataset.fingerprint(),
     }
     record["resume"] = {"path": run.config.resume, "sha256": plan.checkpoint.sha256} if plan.checkpoint else None
-    run_dir.write_json(run.path / "environment.json", record)
+    run_dir.write_json(run.path / resume.ENVIRONMENT_FILE, record)
     reals = np.stack([run.dataset[i][0] for i in run.grid.indices])
     images.save_grid(run.path / "reals.png", torch.from_numpy(reals), grid_size=run.grid.size)
     images.save_grid(run.path / "fakes_init.png", render_grid(run), grid_size=run.grid.size)
@@ -521,7 +616,7 @@ class RunHooks:
         self._events = open_tensorboard(run.path) if run.env.is_main else None
 
     def __enter__(self) -> "RunHooks":
-        self._bar_context = self._bar_factory(self.run.progress.total_nimg)
+        self._bar_context = self._bar_factory(self.run.progress.total_nimg - self.run.progress.cur_nimg)
         self._bar = self._bar_context.__enter__()
         return self
 

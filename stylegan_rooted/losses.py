@@ -191,6 +191,13 @@ class LogisticLoss:
         """No figures of its own: the slope of the logistic loss never exceeds 1."""
         return {}
 
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing: it remembers nothing."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Nothing to take over."""
+
     def __repr__(self) -> str:
         return "LogisticLoss()"
 
@@ -319,6 +326,17 @@ class RootedLogisticLoss:
                     result[f"Loss/{name}/{part}"] = float(value)
         self._remembered.clear()
         return result
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs to go on unchanged: the schedule's k and the margins not drained yet."""
+        return {"k": self.k, "remembered": {part: [m.cpu() for m in kept] for part, kept in self._remembered.items()}}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what `state_dict` returned."""
+        self.k = float(state["k"])
+        self._remembered = {
+            part: deque(kept, maxlen=MAX_REMEMBERED) for part, kept in state["remembered"].items()
+        }
 
     def __repr__(self) -> str:
         return (f"RootedLogisticLoss(k={str(self.schedule)!r}, tail={self.tail!r}, tail_at={self.tail_at}, "

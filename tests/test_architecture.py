@@ -61,6 +61,7 @@ TRAINING_RANK = {
     "network_pickle": 1,
     "checkpoint": 1,
     "run_dir": 1,
+    "run_lock": 1,
     "phases": 2,
     "training_loop": 3,
 }

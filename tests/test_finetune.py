@@ -129,12 +129,15 @@ def test_a_run_leaves_exactly_these_files_and_can_be_resumed(pictures, tmp_path,
         "environment.json",
         "fakes000000.png",
         "fakes_init.png",
+        "history.jsonl",
         "log.txt",
         "metric-fd.jsonl",
         "metric-kd.jsonl",
         "network-snapshot-000000.pkl",
         "reals.png",
         "stats.jsonl",
+        "training-state-000000004.pt",
+        "training-state-000000016.pt",
         "training_options.json",
     }
     rows = run_dir.read_jsonl(path / "stats.jsonl")
@@ -188,7 +191,7 @@ def test_a_run_leaves_exactly_these_files_and_can_be_resumed(pictures, tmp_path,
 
 def test_runs_are_deterministic_and_metrics_disturb_nothing(pictures, tmp_path) -> None:
     plain = finetune.run(tiny(pictures, tmp_path), say=quiet)
-    measured = finetune.run(tiny(pictures, tmp_path, metric=MetricConfig(num=6)), say=quiet)
+    measured = finetune.run(tiny(pictures, tmp_path / "measured", metric=MetricConfig(num=6)), say=quiet)
     a, b = weights(plain / "network-snapshot-000000.pkl"), weights(measured / "network-snapshot-000000.pkl")
     assert all(torch.equal(a[key], b[key]) for key in a)
     other = finetune.run(tiny(pictures, tmp_path, runtime__seed=1), say=quiet)
@@ -238,8 +241,8 @@ def test_non_finite_gradients_are_counted_left_out_and_fatal_past_the_limit(pict
     plan = finetune.prepare(config)
     original = finetune.build_run
 
-    def poisoned(*args):
-        run = original(*args)
+    def poisoned(*args, **kwargs):
+        run = original(*args, **kwargs)
         run.adversarial.generator = lambda logits: logits * float("nan")
         return run
 

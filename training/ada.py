@@ -91,14 +91,17 @@ class AdaController:
         self.p = min(max(wanted, 0.0), self.p_max)
         return self.p
 
-    def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs to go on unchanged."""
-        sums = None if self._sums is None else self._sums.tolist()
-        return {"p": self.p, "binding": self.binding, "num_nonfinite": self.num_nonfinite, "sums": sums}
+    def state_dict(self, reduce: Callable[[Tensor], Tensor] | None = None) -> dict[str, Any]:
+        """What a resumed run needs to go on unchanged; `reduce` as in the constructor."""
+        sums = self._sums
+        if reduce and sums is not None:
+            sums = reduce(sums.cpu())
+        state = {"p": self.p, "binding": self.binding, "num_nonfinite": self.num_nonfinite}
+        return {**state, "sums": None if sums is None else sums.tolist()}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what `state_dict` returned."""
+    def load_state_dict(self, state: dict[str, Any], *, share: float = 1.0) -> None:
+        """Take over what `state_dict` returned, the open sums times `share`."""
         self.p = float(state["p"])
         self.binding = bool(state["binding"])
         self.num_nonfinite = int(state["num_nonfinite"])
-        self._sums = None if state["sums"] is None else torch.tensor(state["sums"], dtype=torch.float64)
+        self._sums = None if state["sums"] is None else torch.tensor(state["sums"], dtype=torch.float64) * share

@@ -36,10 +36,12 @@ class DataConfig:
     subset: int | None = None
     mirror: bool = False
     workers: int = 0
+    max_unreadable: int = 10
 
     def __post_init__(self) -> None:
         _at_least("--subset", self.subset, 1)
         _at_least("--workers", self.workers, 0)
+        _at_least("--max-unreadable", self.max_unreadable, 0)
 
 
 @dataclass(frozen=True)
@@ -156,17 +158,32 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class ScheduleConfig:
-    """How long, how often."""
+    """How long, how often, how much is kept.
+
+    `autosave_min` are minutes between two training states beside those of the snapshots; 0 saves one after every step.
+    `keep_last` None keeps every snapshot; otherwise that many of the newest, every `keep_every`-th and the best by
+    `keep_best`.
+    """
 
     kimg: float = 1000.0
     tick: float = 4.0
     snap: int = 10
+    autosave_min: float = 10.0
+    keep_last: int | None = None
+    keep_every: int | None = None
+    keep_best: str = "auto"
 
     def __post_init__(self) -> None:
         for option, kimg in (("--kimg", self.kimg), ("--tick", self.tick)):
             _positive(option, kimg)
             _between(option, kimg, 0, MAX_KIMG)
         _at_least("--snap", self.snap, 1)
+        _between("--autosave-min", self.autosave_min, 0, math.inf)
+        _at_least("--keep-last", self.keep_last, 1)
+        _at_least("--keep-every", self.keep_every, 1)
+        _one_of("--keep-best", self.keep_best, ("auto", *METRICS))
+        if self.keep_every is not None and self.keep_last is None:
+            raise ValueError("--keep-every is what --keep-last spares; without --keep-last every snapshot is kept")
 
 
 @dataclass(frozen=True)
@@ -178,6 +195,7 @@ class MetricConfig:
     detector_mode: str = "clean"
     detector_file: str | None = None
     num: int = 1000
+    max_minutes: float = 120.0
 
     def __post_init__(self) -> None:
         if not self.metrics:
@@ -190,6 +208,7 @@ class MetricConfig:
         _one_of("--detector", self.detector, DETECTORS)
         _one_of("--detector-mode", self.detector_mode, DETECTOR_MODES)
         _at_least("--metric-num", self.num, 2)
+        _positive("--metric-minutes", self.max_minutes)
 
 
 @dataclass(frozen=True)

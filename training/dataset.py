@@ -9,10 +9,11 @@ import json
 import os
 import shlex
 import stat
+import threading
 import zipfile
 import zlib
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import IO, Any, Protocol
 
@@ -272,8 +273,11 @@ class ImageDataset:
 
     def batch(self, indices: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
         """(uint8 images [B, C, H, W], float32 labels [B, L]) of the given items."""
-        items = [self[int(i)] for i in indices]
-        return torch.from_numpy(np.stack([i for i, _ in items])), torch.from_numpy(np.stack([c for _, c in items]))
+        return _stack([self[int(i)] for i in indices])
+
+    def file_name(self, index: int) -> str:
+        """Relative path of the file behind an item."""
+        return self._names[int(self.raw_indices[index])]
 
     def image_batches(
         self, batch_size: int = 64, *, rgb: bool = False, batches: slice = slice(None)
@@ -536,12 +540,13 @@ class InfiniteSampler:
         self.seed, self.window_size, self.start = seed, window_size, start
 
     def __iter__(self) -> Iterator[int]:
-        order = np.arange(self.size)
-        window = 0
+        rng = np.random.RandomState(self.seed % (1 << 31))
+        shuffled, window = np.arange(self.size), 0
         if self.shuffle:
-            rng = np.random.RandomState(self.seed % (1 << 31))
-            rng.shuffle(order)
+            rng.shuffle(shuffled)
             window = round(self.size * self.window_size)  # Python rounds half to even
+        order: list[int] = shuffled.tolist()
+        back = _draws(rng, window)
         skip, step = self.start, 0
         while True:
             i = step % self.size
@@ -549,11 +554,56 @@ class InfiniteSampler:
                 if skip:
                     skip -= 1
                 else:
-                    yield int(order[i])
+                    yield order[i]
             if window >= 2:
-                j = (i - rng.randint(window)) % self.size
+                j = (i - next(back)) % self.size
                 order[i], order[j] = order[j], order[i]
             step += 1
+
+
+def _draws(rng: np.random.RandomState, below: int) -> Iterator[int]:
+    """What `rng.randint(below)` gives, call by call, drawn many at a time: a resumed run skips millions of them."""
+    while True:
+        yield from rng.randint(below, size=4096).tolist()
+
+
+class UnreadableImages:
+    """Counts the images that a run could not read, up to a limit, and finds each a neighbour in the data set.
+
+    Threads may share one.
+
+    Args:
+        limit: Different images that may fail.
+        say: Receives one line per image that fails for the first time; called from the reading thread.
+    """
+
+    def __init__(self, limit: int, say: Callable[[str], None]) -> None:
+        self.limit = limit
+        self.names: list[str] = []
+        self._say = say
+        self._lock = threading.Lock()
+
+    def item(self, dataset: ImageDataset, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """The item, or the next one that can be read.
+
+        Raises:
+            DatasetError: More images than the limit can't be read; the message names the last.
+        """
+        for offset in range(len(dataset)):
+            try:
+                return dataset[(index + offset) % len(dataset)]
+            except DatasetError as err:
+                self._note(dataset.file_name((index + offset) % len(dataset)), err)
+        raise DatasetError(f"no image of {dataset.path} can be read any more; is the folder or disk still there?")
+
+    def _note(self, name: str, err: DatasetError) -> None:
+        with self._lock:
+            if name in self.names:
+                return
+            if len(self.names) >= self.limit:
+                raise DatasetError(f"{err} (image {len(self.names) + 1} of them; --max-unreadable is {self.limit})")
+            self.names.append(name)
+            self._say(f"Warning: {err}; left out (image {len(self.names)} of at most {self.limit} that may fail)")
 
 
 def iterate_batches(
@@ -561,30 +611,53 @@ def iterate_batches(
     sampler: Iterable[int],
     batch_size: int,
     num_workers: int = 0,
+    unreadable: UnreadableImages | None = None,
     *,
     part: slice = slice(None),
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Batches in the sampler's order: (uint8 images [B, C, H, W], float32 labels [B, L]).
 
     The result does not depend on `num_workers`, the number of threads that read ahead. Closing the iterator ends them.
-    A finite sampler's last batch may be smaller. Of every batch only the positions in `part` are read and returned:
-    several processes that follow one order share it so.
+    A thread that fails has its batch read once more in step. A finite sampler's last batch may be smaller.
+
+    Args:
+        unreadable: Stands in for images that can't be read; None raises at the first.
+        part: Of every batch only the positions in it are read and returned: several processes that follow one order
+            share it so.
     """
+
+    def read(chunk: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        if unreadable is None:
+            return dataset.batch(chunk)
+        return _stack([unreadable.item(dataset, index) for index in chunk])
+
+    def result(future: Future, chunk: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        try:
+            return future.result()
+        except DatasetError:
+            raise
+        except Exception:
+            return read(chunk)
+
     chunks = (chunk[part] for chunk in _chunks(sampler, batch_size))
     if num_workers < 1:
-        yield from (dataset.batch(chunk) for chunk in chunks)
+        yield from (read(chunk) for chunk in chunks)
         return
     pool = ThreadPoolExecutor(num_workers, thread_name_prefix="dataset")
     try:
-        ahead: deque[Future] = deque()
+        ahead: deque[tuple[Future, list[int]]] = deque()
         for chunk in chunks:
-            ahead.append(pool.submit(dataset.batch, chunk))
+            ahead.append((pool.submit(read, chunk), chunk))
             if len(ahead) > num_workers:
-                yield ahead.popleft().result()
+                yield result(*ahead.popleft())
         while ahead:
-            yield ahead.popleft().result()
+            yield result(*ahead.popleft())
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _stack(items: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.from_numpy(np.stack([i for i, _ in items])), torch.from_numpy(np.stack([c for _, c in items]))
 
 
 def _chunks(indices: Iterable[int], size: int) -> Iterator[list[int]]:

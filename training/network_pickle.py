@@ -14,14 +14,13 @@ import pickle
 import struct
 from collections import OrderedDict
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch.overrides import TorchFunctionMode
 
-from dnnlib.util import EasyDict, naming, open_url
+from dnnlib.util import EasyDict, atomic_file, open_url
 from torch_utils import persistence, pickle_reader
 from torch_utils.pickle_reader import Document, ObjectRecord, PersistentRecord, PickleError, TensorRecord, printable
 from training import augment, networks
@@ -150,20 +149,11 @@ def save(
     Raises:
         ValueError: a network holds something that does not belong into a snapshot.
     """
-    path = Path(path)
     writer = _Writer()
     content: dict[str, Any] = {"G": G, "D": D, "G_ema": G_ema, "augment_pipe": augment_pipe}
     content["training_set_kwargs"] = writer.plain(training_set_kwargs, "training_set_kwargs")
-    partial = path.with_name(f"{path.name}.tmp-{os.getpid()}")
-    try:
-        with naming(path), open(partial, "wb") as stream:
-            _SnapshotPickler(stream, writer).dump(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(partial, path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+    with atomic_file(path) as stream:
+        _SnapshotPickler(stream, writer).dump(content)
 
 
 def identify(document: Document) -> tuple[str, str]:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from dnnlib.util import naming
+from dnnlib.util import atomic_file, naming
 from torch_utils import custom_ops
 
 
@@ -44,15 +44,8 @@ def create(outdir: str | os.PathLike, description: str) -> Path:
 
 def write_atomic(path: Path, data: bytes | str) -> None:
     """Write `data` to `path` so that a reader sees the old file or the whole new one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with naming(path), open(temporary, "wb") as f:
-            f.write(data.encode() if isinstance(data, str) else data)
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with atomic_file(path) as f:
+        f.write(data.encode() if isinstance(data, str) else data)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -64,6 +57,55 @@ def append_jsonl(path: Path, value: Any) -> None:
     """Append one object as one line."""
     with naming(path), open(path, "a", encoding="utf-8") as f:
         f.write(json.dumps(plain(value)) + "\n")
+
+
+GROWING = ("stats.jsonl", "log.txt", "metric-*.jsonl")
+TIMING_KEYS = ("timestamp", "total_time", "total_time_str")
+TIMING_PREFIXES = ("Timing/", "Resources/")
+
+
+def without_timing(row: dict[str, Any]) -> dict[str, Any]:
+    """A line of stats.jsonl or metric-*.jsonl without what the clock and the machine put into it.
+
+    What is left is the same, byte for byte when written again, in a run that was stopped and continued.
+    """
+    kept = {k: v for k, v in row.items() if k not in TIMING_KEYS and not k.startswith(TIMING_PREFIXES)}
+    if isinstance(kept.get("provenance"), dict):
+        kept["provenance"] = {k: v for k, v in kept["provenance"].items() if k != "seconds"}
+    return kept
+
+
+def measure_files(path: Path) -> dict[str, int]:
+    """Sizes in bytes of the files that grow with a run, once they are safely on the disk."""
+    sizes = {}
+    for file in (f for pattern in GROWING for f in sorted(path.glob(pattern))):
+        with naming(file), file.open("rb") as f:
+            os.fsync(f.fileno())
+            sizes[file.name] = os.fstat(f.fileno()).st_size
+    return sizes
+
+
+def rewind(path: Path, sizes: dict[str, int], *, keep_metrics: bool = False) -> None:
+    """Cut the files that grow with a run back to `sizes` (see `measure_files`); those not named there are removed.
+
+    Args:
+        keep_metrics: Leave metric-*.jsonl, but for a torn last line: nobody will measure these snapshots again.
+    """
+    for file in (f for pattern in GROWING for f in sorted(path.glob(pattern))):
+        size = sizes.get(file.name)
+        if keep_metrics and file.match("metric-*.jsonl"):
+            size = file.read_bytes().rfind(b"\n") + 1
+        if not size:
+            file.unlink()
+        elif size < file.stat().st_size:
+            with naming(file):
+                os.truncate(file, size)
+
+
+def remove_leftovers(path: Path) -> None:
+    """Remove the unfinished files of a process that was killed while it wrote; its lock must be held."""
+    for file in path.glob(".*.tmp"):
+        file.unlink(missing_ok=True)
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:

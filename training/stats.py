@@ -7,7 +7,8 @@ the run.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
+from typing import Any
 
 import torch
 
@@ -52,3 +53,20 @@ class StatsCollector:
             self._last[name] = Scalar(int(num), mean, math.sqrt(variance) if num > 1 else 0.0 if num else math.nan)
         self._sums.clear()
         return dict(self._last)
+
+    def state_dict(self, reduce: Callable[[torch.Tensor], torch.Tensor] | None = None) -> dict[str, Any]:
+        """What a resumed run needs to go on unchanged: open sums (of all processes, see `collect`) and last values."""
+        sums = {name: moments.cpu() for name, moments in sorted(self._sums.items())}
+        if reduce and sums:
+            sums = dict(zip(sums, reduce(torch.stack(list(sums.values())))))
+        return {
+            "sums": {name: moments.clone() for name, moments in sums.items()},
+            "last": {name: list(astuple(scalar)) for name, scalar in self._last.items()},
+        }
+
+    def load_state_dict(
+        self, state: dict[str, Any], device: torch.device | str = "cpu", *, share: float = 1.0
+    ) -> None:
+        """Take over what `state_dict` returned; open sums, times `share`, move to `device`."""
+        self._sums = {name: (moments * share).to(device) for name, moments in state["sums"].items()}
+        self._last = {name: Scalar(*values) for name, values in state["last"].items()}

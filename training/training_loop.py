@@ -15,10 +15,10 @@ import torch
 from dnnlib.util import format_time, naming
 from torch_utils import images, seeding
 from torch_utils.distributed import DistEnv
-from training import network_pickle, run_dir
+from training import checkpoint, network_pickle, run_dir
 from training.ada import AdaController
 from training.config import FinetuneConfig
-from training.dataset import ImageDataset
+from training.dataset import DatasetError, ImageDataset, UnreadableImages
 from training.ema import ema_beta, update_ema
 from training.loss import GanLoss
 from training.phases import Phase, count_nonfinite
@@ -47,6 +47,9 @@ class Progress:
     maintenance_sec: float = 0.0
     num_nonfinite: int = 0
     stopped: bool = False
+    settled: bool = True
+    """What follows the last step (tick, snapshot) has been done. A restored run may have it still to do."""
+    saved_time: float = field(default_factory=time.monotonic)
 
     @property
     def finished(self) -> bool:
@@ -58,10 +61,33 @@ class Progress:
         """A tick ends here."""
         return self.finished or self.tick == 0 or self.cur_nimg >= self.tick_start_nimg + self.tick_nimg
 
+    def snapshot_due(self, snap: int) -> bool:
+        """A snapshot belongs here; `snap` is in ticks."""
+        return self.tick_due and (self.finished or self.tick % snap == 0)
+
     @property
     def kimg_name(self) -> str:
         """Six digits for file names: whole thousands of images."""
         return f"{self.cur_nimg // 1000:06d}"
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs to go on unchanged; times as durations up to now."""
+        now = time.time()
+        return {
+            **{name: getattr(self, name) for name in self._COUNTERS},
+            "elapsed_sec": now - self.start_time,
+            "tick_elapsed_sec": now - self.tick_start_time,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what `state_dict` returned: the clock goes on as if the run had not been away."""
+        for name in self._COUNTERS:
+            setattr(self, name, state[name])
+        now = time.time()
+        self.start_time = now - state["elapsed_sec"]
+        self.tick_start_time = self.tick_end_time = now - state["tick_elapsed_sec"]
+
+    _COUNTERS = ("cur_nimg", "step", "tick", "tick_start_nimg", "maintenance_sec", "num_nonfinite", "settled")
 
 
 @dataclass
@@ -95,6 +121,7 @@ class Run:
     grid: Grid
     progress: Progress
     training_set_kwargs: dict[str, Any]
+    unreadable: UnreadableImages
     env: DistEnv = field(default_factory=DistEnv)
 
 
@@ -113,23 +140,42 @@ class Hooks(Protocol):
 def train(run: Run, hooks: Hooks) -> None:
     """Train until the configured number of real images has been shown or a hook says stop.
 
+    The training state is saved before what follows a step (tick, snapshot, metrics), so a run that is killed anywhere
+    in there does all of it again, and one that was only stopped there leaves no trace in its numbers.
+
     Raises:
-        TrainingDiverged: Too many steps had non-finite gradients; the last good networks have been saved.
+        TrainingDiverged: Too many steps had non-finite gradients, or weights are non-finite; the last good networks
+            have been saved.
+        DatasetError: Images cannot be read any more; the state has been saved.
     """
-    progress = run.progress
-    progress.tick_start_time = time.time()
-    progress.maintenance_sec = progress.tick_start_time - progress.start_time
+    progress, snap = run.progress, run.config.schedule.snap
+    if progress.step == 0:
+        progress.tick_start_time = time.time()
+        progress.maintenance_sec = progress.tick_start_time - progress.start_time
     while True:
-        step(run)
-        hooks.on_step(run)
+        on_disk = not progress.settled  # a restored state, of a run that still has to do what follows its last step
+        if progress.settled:
+            try:
+                step(run)
+            except DatasetError:  # the batch comes first: nothing of this step has happened
+                if run.env.world == 1:  # other processes are in the step already
+                    save_state(run)
+                raise
+            hooks.on_step(run)
+        progress.settled = False
         progress.stopped = progress.stopped or hooks.should_stop(run)
         diverged = progress.num_nonfinite > run.config.optim.max_nonfinite
+        snapshot = diverged or progress.snapshot_due(snap)
+        overdue = time.monotonic() - progress.saved_time >= run.config.schedule.autosave_min * 60
+        if not on_disk and (snapshot or run.env.max(overdue)):
+            save_state(run)
+        progress.settled = True
         if not (progress.tick_due or diverged):
             continue
         scalars, status = finish_tick(run)
         run.env.require_equal(shared_state(run), f"at {progress.cur_nimg / 1000:g} kimg")
         hooks.on_tick(run, scalars, status)
-        if progress.finished or diverged or progress.tick % run.config.schedule.snap == 0:
+        if snapshot:
             hooks.on_snapshot(run, save_snapshot(run))
             progress.stopped = progress.stopped or hooks.should_stop(run)  # asked for while measuring
         if diverged:
@@ -143,6 +189,30 @@ def train(run: Run, hooks: Hooks) -> None:
         if progress.finished:
             return
         start_tick(progress)
+
+
+def save_state(run: Run) -> None:
+    """Write the training state of this moment and remove all but the newest two.
+
+    Raises:
+        TrainingDiverged: A weight is not finite: the states saved before stay as they are.
+        OSError: It could not be written: the states saved before stay as they are.
+    """
+    bad = checkpoint.nonfinite_weight(run)
+    if bad is not None:
+        good = next(iter(checkpoint.find(run.path)), None) if run.env.is_main else None
+        error = TrainingDiverged(
+            f"{bad} is not finite any more; nothing was saved over the last good state, "
+            f"{good if good else 'of which there is none yet'}. The same command goes on from there"
+        )
+        raise run.env.everywhere(error)
+    state = checkpoint.capture(run)
+    with run.env.together("saving the training state"):
+        if run.env.is_main:
+            state["files"] = run_dir.measure_files(run.path)
+            checkpoint.write(checkpoint.path_of(run.path, run.progress.cur_nimg), state)
+            checkpoint.prune(run.path)
+    run.progress.saved_time = time.monotonic()
 
 
 def step(run: Run) -> None:
@@ -291,6 +361,7 @@ def finish_tick(run: Run) -> tuple[dict[str, Scalar], str]:
         "Progress/kimg": progress.cur_nimg / 1000,
         "Progress/augment": augment_p,
         "Progress/nonfinite": progress.num_nonfinite,
+        "Progress/unreadable": len(run.unreadable.names),
         "Timing/total_sec": total_sec,
         "Timing/sec_per_tick": sec_per_tick,
         "Timing/sec_per_kimg": sec_per_tick / kimg_done,

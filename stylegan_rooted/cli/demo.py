@@ -21,7 +21,8 @@ DEFAULT_KIMG = 16.0
 @click.option(
     "--device", type=Device(), default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."
 )
-def command(outdir: str, kimg: float, seed: int, device: str) -> None:
+@click.option("--restart", is_flag=True, help="Train anew, even if the outdir holds a run to go on with.")
+def command(outdir: str, kimg: float, seed: int, device: str, restart: bool) -> None:
     """Fine-tune the embedded 32x32 network on Twemoji with the rooted loss: grids, FD/KD before and after, report.
 
     Needs the extra `demo` (pip install 'stylegan-rooted[demo]') and nothing else: no GPU, no download, no compiler.
@@ -42,6 +43,7 @@ def command(outdir: str, kimg: float, seed: int, device: str) -> None:
         device=device,
         say=lambda text: bar.say(text) if bar else say(text),
         progress_bar=progress_bar,
+        restart=restart,
     )
     click.echo(f"Images:  {result.run_path}  (reals.png, fakes_init.png, fakes*.png)")
     click.echo(f"Report:  {result.report_path / 'report.html'}")

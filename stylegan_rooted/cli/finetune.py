@@ -1,6 +1,7 @@
 """`stylegan-rooted finetune`: options in, run directory out."""
 
 import json
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from stylegan_rooted.cli.options import (
     say,
     usage_errors,
 )
-from training.config import AUG_MODES, DETECTOR_MODES, DETECTORS, PRECISIONS, FinetuneConfig
+from training.config import AUG_MODES, DETECTOR_MODES, DETECTORS, METRICS, PRECISIONS, FinetuneConfig
 
 PL_AUTO = "auto: 2, 0 with --cfg cifar"
 MIXING_AUTO = "auto: 0.9, 0 with --cfg cifar"
@@ -37,6 +38,29 @@ FIELDS = [
     Field("--kimg", "schedule.kimg", "Length in thousands of real images shown; fractions allowed.", float, "Schedule"),
     Field("--tick", "schedule.tick", "Progress is recorded every so many kimg; fractions allowed.", float, "Schedule"),
     Field("--snap", "schedule.snap", "Snapshot (grid, pickle, metrics) every so many ticks.", int, "Schedule"),
+    Field(
+        "--autosave-min",
+        "schedule.autosave_min",
+        "Minutes between two training states beside those of the snapshots; 0: after every step.",
+        float,
+        "Schedule",
+    ),
+    Field(
+        "--keep-last",
+        "schedule.keep_last",
+        "Keep so many of the newest snapshots; beside them the best and every --keep-every-th.",
+        int,
+        "Schedule",
+        "all",
+    ),
+    Field("--keep-every", "schedule.keep_every", "Every so many-th snapshot is kept for good.", int, "Schedule", "off"),
+    Field(
+        "--keep-best",
+        "schedule.keep_best",
+        "Metric whose best snapshot --keep-last spares: auto (the first of --metrics), fid, kid or none.",
+        click.Choice(["auto", *METRICS]),
+        "Schedule",
+    ),
     Field("--loss", "loss.name", "Adversarial objective.", click.Choice(["logistic", "rooted"]), "Objective"),
     Field(
         "--k",
@@ -74,6 +98,13 @@ FIELDS = [
     Field("--subset", "data.subset", "Use only so many images.", int, "Data", "all"),
     Field("--mirror", "data.mirror", "Also show every image mirrored left to right.", bool, "Data"),
     Field("--workers", "data.workers", "Threads that read ahead; 0 reads in step.", int, "Data"),
+    Field(
+        "--max-unreadable",
+        "data.max_unreadable",
+        "Image files that may become unreadable during a run; they are named and replaced by their neighbours.",
+        int,
+        "Data",
+    ),
     Field(
         "--aug",
         "augment.aug",
@@ -159,6 +190,9 @@ FIELDS = [
     ),
     Field("--metric-num", "metric.num", "Generated images per measurement.", int, "Metrics"),
     Field(
+        "--metric-minutes", "metric.max_minutes", "A measurement that takes longer is left out.", float, "Metrics"
+    ),
+    Field(
         "--resolution",
         "network.resolution",
         "From scratch: pixels per side.",
@@ -238,6 +272,13 @@ SCRATCH_ONLY = "Network (only with --resume none)"
     help="Read settings from a JSON or YAML file, as --dry-run prints them; options given beside it win.",
 )
 @click.option(
+    "--restart",
+    is_flag=True,
+    cls=GroupedOption,
+    group="Other",
+    help="Start a new run even if the outdir holds one that this command would continue.",
+)
+@click.option(
     "-n",
     "--dry-run",
     is_flag=True,
@@ -245,8 +286,10 @@ SCRATCH_ONLY = "Network (only with --resume none)"
     group="Other",
     help="Print the resolved configuration as JSON and stop; nothing is written.",
 )
-def command(config_file: str | None, dry_run: bool, **values: Any) -> None:
+def command(config_file: str | None, restart: bool, dry_run: bool, **values: Any) -> None:
     """Fine-tune a network pickle on your images, or train from scratch with --resume none.
+
+    The same command in the same outdir continues its run exactly where the last training state was saved.
 
     \b
     Example:
@@ -271,7 +314,15 @@ def command(config_file: str | None, dry_run: bool, **values: Any) -> None:
         bar = TrainingBar(length)
         return bar
 
-    finetune.run(config, say=lambda text: bar.say(text) if bar else say(text), progress_bar=progress_bar)
+    outcome = finetune.execute(
+        config,
+        say=lambda text: bar.say(text) if bar else say(text),
+        progress_bar=progress_bar,
+        restart=restart,
+        flags={f.target: f.flag for f in FIELDS},
+    )
+    if outcome.stopped_by:
+        raise click.exceptions.Exit(128 + signal.Signals[outcome.stopped_by])
 
 
 def check_usage(config: FinetuneConfig, dry_run: bool, values: dict[str, Any]) -> None:
