@@ -146,7 +146,7 @@ def test_a_state_is_read_without_executing_anything_and_every_changed_byte_is_no
     newest, before = checkpoint.find(path)
     state = torch.load(newest, weights_only=True)
     assert set(state["networks"]) == {"G", "D", "G_ema"} and set(state["optimizers"]) == {"G", "D"}
-    assert {"ada", "augment_p", "pl_mean", "objective", "stats", "progress", "data", "random", "files"} <= set(state)
+    assert {"ada", "augment_p", "pl_mean", "objectives", "stats", "progress", "data", "random", "files"} <= set(state)
     assert zipfile.ZipFile(newest).testzip() is None
     good = newest.read_bytes()
     rng = np.random.RandomState(0)
