@@ -224,7 +224,7 @@ def test_a_library_of_somebody_else_is_not_loaded(monkeypatch, tmp_path) -> None
 
 def test_sources_are_compiled_side_by_side_and_only_what_changed(monkeypatch, tmp_path) -> None:
     wait = f'while [ $(wc -l < "{tmp_path / "cxx"}.calls") -lt 3 ]; do'
-    meet = f'n=0; {wait} sleep 0.05; n=$((n+1)); [ $n -lt 200 ] || exit 1; done'
+    meet = f"n=0; {wait} sleep 0.05; n=$((n+1)); [ $n -lt 200 ] || exit 1; done"
     monkeypatch.setenv("CXX", compiler(tmp_path / "cxx", f'{meet}; echo x > "$out"'))
     monkeypatch.setattr(op_build, "FOLDER", tmp_path / "ops")
     monkeypatch.setattr(os, "cpu_count", lambda: 3)

@@ -9,8 +9,16 @@ import torch.nn.functional as F
 from dnnlib import EasyDict
 from torch_utils import custom_ops
 
-NATIVE_ACTS = ("linear", "relu", "lrelu")  # by native_cpu.cpp; torch's own vector functions serve the others as well
-NATIVE_MIN_NUMEL = 1 << 19  # with fewer elements the compiled operator's call costs what it saves
+CURVED_ACTS = ("tanh", "sigmoid", "elu", "selu", "softplus", "swish")
+NATIVE_ACTS = {  # on a CPU torch's own vector functions serve the curved ones as well
+    "cpu": ("linear", "relu", "lrelu"),
+    "cuda": ("linear", "relu", "lrelu", *CURVED_ACTS),
+}
+NATIVE_DTYPES = {
+    "cpu": (torch.float32, torch.float64, torch.bfloat16),
+    "cuda": (torch.float32, torch.float64, torch.bfloat16, torch.float16),
+}
+NATIVE_MIN_NUMEL = {"cpu": 1 << 19, "cuda": 0}  # with fewer elements the compiled operator's call costs what it saves
 
 # Spec: networks-and-pickles.md 1.4. cuda_idx, ref and has_2nd_grad are part of the family's interface.
 activation_funcs = {
@@ -141,21 +149,22 @@ def _suits_native(
     x: torch.Tensor, b: torch.Tensor | None, act: str, alpha: float, gain: float, clamp: float | None
 ) -> bool:
     """Whether the compiled operator is asked for, takes this call and saves a pass over memory."""
+    device = x.device.type
     return (
-        act in NATIVE_ACTS
+        device in NATIVE_ACTS
+        and act in NATIVE_ACTS[device]
+        and x.dtype in NATIVE_DTYPES[device]
+        and (b is None or b.dtype == x.dtype and b.device == x.device)
         and gain > 0
-        and x.device.type == "cpu"
-        and x.dtype in (torch.float32, torch.float64, torch.bfloat16)
-        and (b is None or b.dtype == x.dtype)
         and (act != "lrelu" or alpha >= 0)
         and (act != "linear" or clamp is not None or gain != 1)
-        and x.numel() >= NATIVE_MIN_NUMEL
-        and custom_ops.selected(x.device.type) == "native"
+        and x.numel() >= NATIVE_MIN_NUMEL[device]
+        and custom_ops.selected(device) == "native"
     )
 
 
 def _native() -> Any:
-    """The compiled operator, `order` 0 for values and 1 for the slope; CUDA kernels know 2 and use `dy`."""
+    """The compiled operator: `order` 0 for values, 1 for the slope times x, 2 for the curvature times x times dy."""
     schema = (
         "(Tensor x, Tensor? b, Tensor? xref, Tensor? yref, Tensor? dy, int order, int dim, int act, float alpha, "
         "float gain, float clamp) -> Tensor"
@@ -170,20 +179,47 @@ def _native_shape(x: torch.Tensor, *_: Any) -> torch.Tensor:
 
 
 def _native_setup(ctx: Any, inputs: tuple, output: torch.Tensor) -> None:
-    """What the gradient needs: the result, whose sign is the input's; with a clamp the input, to see what it cut."""
-    x, b, xref, yref, _, order, *settings = inputs
-    if order == 0 and settings[-1] < 0:
+    """What the gradient needs: the input; for straight activations the result will do, as its sign is the input's.
+
+    With a clamp it won't: at exactly +-clamp the gradient passes, and the result does not tell.
+    """
+    x, b, xref, yref, dy, order, *settings = inputs
+    act, clamp = settings[1], settings[-1]
+    ctx.is_curved = act >= activation_funcs[CURVED_ACTS[0]].cuda_idx
+    if order == 0 and not ctx.is_curved and clamp < 0:
         b, yref = None, output
     elif order == 0:
         xref = x
-    ctx.save_for_backward(b, xref, yref)
-    ctx.settings = settings
+    ctx.save_for_backward(x if order and ctx.is_curved else None, b, xref, yref, dy)
+    ctx.order, ctx.settings = order, settings
 
 
-def _native_backward(ctx: Any, dy: torch.Tensor) -> tuple:
-    """The slope times dy. It is linear in dy and piecewise constant in the rest, so it is its own derivative."""
-    refs = [None if t is None else t.detach() for t in ctx.saved_tensors]
-    dx = _native()(dy, *refs, None, 1, *ctx.settings)
-    shape = [n if i == ctx.settings[0] else 1 for i, n in enumerate(dx.shape)]
-    db = dx.sum_to_size(shape).reshape(-1) if ctx.needs_input_grad[1] else None
-    return (dx if ctx.needs_input_grad[0] else None, db, *[None] * 9)
+def _native_backward(ctx: Any, grad: torch.Tensor) -> tuple:
+    """Gradients by the operator itself, one order up. Of orders 1 and 2, which are linear in x (and dy), also in these.
+
+    A straight activation has no curvature, so its slope is constant in b and xref.
+    """
+    x, b, xref, yref, dy = ctx.saved_tensors
+    if not ctx.is_curved:
+        b, xref, yref = (None if t is None else t.detach() for t in (b, xref, yref))
+    of_x, of_b, of_xref, _, of_dy = ctx.needs_input_grad[:5]
+
+    def run(dy: torch.Tensor | None, order: int) -> torch.Tensor:
+        return _native()(grad, b, xref, yref, dy, order, *ctx.settings)
+
+    def summed(du: torch.Tensor | None) -> torch.Tensor | None:
+        if du is None or not of_b:
+            return None
+        shape = [n if i == ctx.settings[0] else 1 for i, n in enumerate(du.shape)]
+        return du.sum_to_size(shape).reshape(-1)
+
+    rest = [None] * 6
+    if ctx.order == 0:
+        dx = run(None, 1)
+        return (dx if of_x else None, summed(dx), None, None, None, *rest)
+    if ctx.order == 1:
+        du = run(x, 2) if ctx.is_curved and (of_b or of_xref) else None
+        return (run(None, 1) if of_x else None, summed(du), du, None, None, *rest)
+    if of_b or of_xref:
+        raise RuntimeError("bias_act: the third derivative of a curved activation is not defined; use impl='ref'")
+    return (run(dy, 2) if of_x else None, None, None, None, run(x, 2) if of_dy else None, *rest)

@@ -203,10 +203,10 @@ template <class T, int ACT, int ORDER> struct BiasAct {
 
 // Check a call and fill in what the kernel needs. Returns null, or what is wrong.
 inline const char* bias_act_prepare(BiasActParams& p) {
-    if (p.act < LINEAR || p.act > SWISH) return "act is not one of the nine activations (1 to 9)";
-    if (p.order < 0 || p.order > 2) return "grad_order is not 0, 1 or 2";
+    if (p.act < LINEAR || p.act > SWISH) return "the activation is unknown, wanted 1 to 9";
+    if (p.order < 0 || p.order > 2) return "order is wrong, wanted 0, 1 or 2";
     if (p.clamp != p.clamp) return "clamp is not a number";
-    if (p.order == 2 && !p.dy) return "grad_order 2 needs dy, the gradient that grad_order 1 was given";
+    if (p.order == 2 && !p.dy) return "order 2 needs dy, the gradient that order 1 was given";
     const bool needs_reference = p.order > 0 && (p.act != LINEAR || p.clamp >= 0);
     if (needs_reference && !p.xref && !p.yref) return "this derivative needs xref or yref";
     if (p.order > 0 && !p.xref && p.act == SWISH) return "the derivatives of swish need xref";

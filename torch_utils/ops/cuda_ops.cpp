@@ -1,8 +1,5 @@
-// bias_act and upfirdn2d of CUDA tensors as torch operators: checks, layouts, stream. No derivatives: these are parts
-// of the operators that Python registers, which see to autograd, shapes of fake tensors, and defaults.
-//
-//   stylegan_rooted_cuda::bias_act   one derivative order of bias_act; see bias_act_kernel.h for what is what
-//   stylegan_rooted_cuda::upfirdn2d  padding given in full, 1-D filters along both axes
+// bias_act and upfirdn2d of CUDA tensors: checks, layouts, stream. Schemas, shape functions and gradients are in
+// bias_act.py and upfirdn2d.py, for these and for the implementations of native_cpu.cpp; here are only the numbers.
 //
 // With SGR_HOST_EMULATION defined the same code serves CPU tensors, for tests without a GPU.
 
@@ -53,49 +50,51 @@ int dtype_code(const Tensor& t, const char* op) {
         case at::kDouble: return sgr::FLOAT64;
         default: break;
     }
-    TORCH_CHECK(false, op, ": x is ", t.scalar_type(), ", wanted float32, float16, bfloat16 or float64");
+    TORCH_CHECK_VALUE(false, op, ": x is ", t.scalar_type(), ", wanted float32, float16, bfloat16 or float64");
 }
 
 // `t` with the strides of `like`; itself if it has them.
 Tensor laid_out_as(const Tensor& t, const Tensor& like, const char* name) {
-    TORCH_CHECK(t.sizes() == like.sizes(), "bias_act: ", name, " has shape ", t.sizes(), ", but x has ", like.sizes());
-    TORCH_CHECK(t.scalar_type() == like.scalar_type() && t.device() == like.device(), "bias_act: ", name, " is ",
+    TORCH_CHECK_VALUE(t.sizes() == like.sizes(), "bias_act: ", name, " has shape ", t.sizes(), ", but x has ", like.sizes());
+    TORCH_CHECK_VALUE(t.scalar_type() == like.scalar_type() && t.device() == like.device(), "bias_act: ", name, " is ",
         t.scalar_type(), " on ", t.device(), ", but x is ", like.scalar_type(), " on ", like.device());
     if (t.strides() == like.strides()) return t;
     return at::empty_like(like).copy_(t);
 }
 
+// Channels-last where x is that and nothing else; the shape functions say the same.
+at::MemoryFormat layout_of(const Tensor& x) {
+    const bool is_last = x.dim() == 4 && !x.is_contiguous() && x.is_contiguous(at::MemoryFormat::ChannelsLast);
+    return is_last ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous;
+}
+
 Tensor bias_act(
     const Tensor& x_given, const std::optional<Tensor>& b_given, const std::optional<Tensor>& xref_given,
-    const std::optional<Tensor>& yref_given, const std::optional<Tensor>& dy_given, int64_t grad_order, int64_t dim,
-    int64_t act, double alpha, double gain, std::optional<double> clamp) {
-    TORCH_CHECK(is_on_device(x_given), "bias_act: x is on ", x_given.device(), ", wanted a CUDA tensor");
-    TORCH_CHECK(!clamp || *clamp >= 0, "bias_act: clamp is ", clamp.value_or(0), ", wanted a number >= 0, or None");
+    const std::optional<Tensor>& yref_given, const std::optional<Tensor>& dy_given, int64_t order, int64_t dim,
+    int64_t act, double alpha, double gain, double clamp) {
+    TORCH_CHECK_VALUE(is_on_device(x_given), "bias_act: x is on ", x_given.device(), ", wanted a CUDA tensor");
     const DeviceGuard guard(x_given.device());
-    // Any order of the axes in memory will do, but no gaps and no overlaps.
-    const bool is_dense = x_given.is_non_overlapping_and_dense();
-    const Tensor x = is_dense ? x_given : x_given.contiguous(x_given.suggest_memory_format());
+    const Tensor x = x_given.contiguous(layout_of(x_given));
     const Tensor y = at::empty_like(x);
     sgr::BiasActParams p{};
     p.dtype = dtype_code(x, "bias_act");
     p.numel = x.numel();
     p.act = static_cast<int>(act);
-    p.order = static_cast<int>(grad_order);
+    p.order = static_cast<int>(order);
     p.alpha = alpha;
     p.gain = gain;
-    p.clamp = clamp.value_or(-1.0);
+    p.clamp = clamp;
     Tensor b, xref, yref, dy;
     if (b_given) {
-        TORCH_CHECK(dim >= -x.dim() && dim < x.dim(), "bias_act: dim is ", dim, ", but x has ", x.dim(), " axes");
-        const int64_t axis = dim < 0 ? dim + x.dim() : dim;
-        TORCH_CHECK(b_given->dim() == 1 && b_given->size(0) == x.size(axis), "bias_act: b has shape ", b_given->sizes(),
-            ", wanted one value for each index of axis ", axis, " of x ", x.sizes());
-        TORCH_CHECK(b_given->scalar_type() == x.scalar_type() && b_given->device() == x.device(), "bias_act: b is ",
+        TORCH_CHECK_VALUE(dim >= 0 && dim < x.dim(), "bias_act: dim is ", dim, ", wanted 0 to ", x.dim() - 1);
+        TORCH_CHECK_VALUE(b_given->dim() == 1 && b_given->size(0) == x.size(dim), "bias_act: b has shape ",
+            b_given->sizes(), ", wanted one value for each index of axis ", dim, " of x ", x.sizes());
+        TORCH_CHECK_VALUE(b_given->scalar_type() == x.scalar_type() && b_given->device() == x.device(), "bias_act: b is ",
             b_given->scalar_type(), " on ", b_given->device(), ", but x is ", x.scalar_type(), " on ", x.device());
         b = b_given->contiguous();
-        p.num_bias = x.size(axis);
+        p.num_bias = x.size(dim);
         // The stride of an axis of one element means nothing; any step past the end gives index 0.
-        p.bias_step = p.num_bias > 1 ? x.stride(axis) : std::max<int64_t>(p.numel, 1);
+        p.bias_step = p.num_bias > 1 ? x.stride(dim) : std::max<int64_t>(p.numel, 1);
         p.b = b.const_data_ptr();
     }
     if (xref_given) p.xref = (xref = laid_out_as(*xref_given, x, "xref")).const_data_ptr();
@@ -105,7 +104,7 @@ Tensor bias_act(
     p.x = x.const_data_ptr();
     p.y = y.mutable_data_ptr();
     const char* problem = sgr::bias_act_prepare(p);
-    TORCH_CHECK(!problem, "bias_act: ", problem);
+    TORCH_CHECK_VALUE(!problem, "bias_act: ", problem);
     check_launch(sgr::bias_act_launch(p, current_stream(x.device())));
     return y;
 }
@@ -116,10 +115,10 @@ void set_strides(int64_t (&to)[4], const Tensor& t) {
 
 Tensor run_upfirdn2d(sgr::UpfirdnParams p, const Tensor& x, at::ScalarType dtype, const char* op) {
     const char* problem = sgr::upfirdn2d_prepare(p);
-    TORCH_CHECK(!problem, "upfirdn2d: ", problem, " (image ", p.h, " x ", p.w, ", filter ", p.fh, " x ", p.fw, ", up ",
+    TORCH_CHECK_VALUE(!problem, "upfirdn2d: ", problem, " (image ", p.h, " x ", p.w, ", filter ", p.fh, " x ", p.fw, ", up ",
         p.upy, ", ", p.upx, ", down ", p.downy, ", ", p.downx, ", padding x ", p.padx0, ", ", p.padx1, ", y ", p.pady0,
         ", ", p.pady1, ")");
-    const at::MemoryFormat format = x.suggest_memory_format();
+    const at::MemoryFormat format = layout_of(x);
     const Tensor y = at::empty({p.n, p.c, p.out_h, p.out_w}, x.options().dtype(dtype), format);
     if (y.numel() == 0) return y;
     p.x = x.const_data_ptr();
@@ -136,15 +135,15 @@ Tensor run_upfirdn2d(sgr::UpfirdnParams p, const Tensor& x, at::ScalarType dtype
 Tensor upfirdn2d(
     const Tensor& x, const Tensor& f, int64_t upx, int64_t upy, int64_t downx, int64_t downy, int64_t padx0,
     int64_t padx1, int64_t pady0, int64_t pady1, bool flip, double gain) {
-    TORCH_CHECK(is_on_device(x), "upfirdn2d: x is on ", x.device(), ", wanted a CUDA tensor");
-    TORCH_CHECK(x.dim() == 4, "upfirdn2d: x has shape ", x.sizes(), ", wanted [N, C, H, W]");
-    TORCH_CHECK(f.dim() == 1 || f.dim() == 2, "upfirdn2d: the filter has shape ", f.sizes(),
+    TORCH_CHECK_VALUE(is_on_device(x), "upfirdn2d: x is on ", x.device(), ", wanted a CUDA tensor");
+    TORCH_CHECK_VALUE(x.dim() == 4, "upfirdn2d: x has shape ", x.sizes(), ", wanted [N, C, H, W]");
+    TORCH_CHECK_VALUE(f.dim() == 1 || f.dim() == 2, "upfirdn2d: the filter has shape ", f.sizes(),
         ", wanted [taps] or [fh, fw]");
-    TORCH_CHECK(f.scalar_type() == at::kFloat && f.device() == x.device(), "upfirdn2d: the filter is ", f.scalar_type(),
+    TORCH_CHECK_VALUE(f.scalar_type() == at::kFloat && f.device() == x.device(), "upfirdn2d: the filter is ", f.scalar_type(),
         " on ", f.device(), ", wanted float32 on ", x.device());
     constexpr int64_t limit = std::numeric_limits<int32_t>::max();
     for (const int64_t v : {upx, upy, downx, downy, padx0, padx1, pady0, pady1})
-        TORCH_CHECK(v >= -limit && v <= limit, "upfirdn2d: ", v, " is out of range for a factor or padding");
+        TORCH_CHECK_VALUE(v >= -limit && v <= limit, "upfirdn2d: ", v, " is out of range for a factor or padding");
     const DeviceGuard guard(x.device());
     sgr::UpfirdnParams p{};
     p.n = x.size(0), p.c = x.size(1), p.h = x.size(2), p.w = x.size(3);
@@ -186,16 +185,7 @@ Tensor upfirdn2d(
 
 }  // namespace
 
-TORCH_LIBRARY_FRAGMENT(stylegan_rooted_cuda, m) {
-    m.def(
-        "bias_act(Tensor x, Tensor? b, Tensor? xref, Tensor? yref, Tensor? dy, int grad_order, int dim, int act, "
-        "float alpha, float gain, float? clamp) -> Tensor");
-    m.def(
-        "upfirdn2d(Tensor x, Tensor f, int upx, int upy, int downx, int downy, int padx0, int padx1, int pady0, "
-        "int pady1, bool flip, float gain) -> Tensor");
-}
-
-TORCH_LIBRARY_IMPL(stylegan_rooted_cuda, SGR_DISPATCH_KEY, m) {
+TORCH_LIBRARY_IMPL(stylegan_rooted, SGR_DISPATCH_KEY, m) {
     m.impl("bias_act", &bias_act);
     m.impl("upfirdn2d", &upfirdn2d);
 }

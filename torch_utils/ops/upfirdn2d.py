@@ -1,7 +1,7 @@
 """Upsample, filter, downsample: zero insertion, padding, FIR filter and decimation of images.
 
 `_reference` is the specification. `_Resample` gives the same numbers several times faster and is its own derivative;
-so is the compiled operator of native_cpu.cpp, which is used where STYLEGAN_ROOTED_OPS asks for it and it is faster.
+so is the compiled operator (native_cpu.cpp, cuda_ops.cpp), which is used where it is to be had and faster.
 Spec: networks-and-pickles.md 1.1 to 1.3.
 """
 
@@ -14,6 +14,10 @@ import torch.nn.functional as F
 
 from torch_utils import custom_ops
 
+NATIVE_DTYPES = {
+    "cpu": (torch.float32, torch.float64, torch.bfloat16),
+    "cuda": (torch.float32, torch.float64, torch.bfloat16, torch.float16),
+}
 NATIVE_MAX_TAPS = 32  # along an axis; longer filters are left to torch
 NATIVE_MAX_ROW = 4096  # channels times width of channels-last images that are only filtered; above, torch is faster
 NATIVE_MAX_PLANES = 16  # channels of images that are not channels-last; with more, torch is faster
@@ -249,14 +253,17 @@ def _adjoint_padding(
 
 def _suits_native(x: torch.Tensor, f: torch.Tensor, is_size_kept: bool) -> bool:
     """Whether the compiled operator takes this call and is faster (benchmarks/bench_ops.py)."""
-    is_wide = is_size_kept and x.shape[1] * x.shape[3] >= NATIVE_MAX_ROW
-    return (
-        (x.shape[1] < NATIVE_MAX_PLANES or not is_wide and x.is_contiguous(memory_format=torch.channels_last))
-        and x.device.type == f.device.type == "cpu"
-        and x.dtype in (torch.float32, torch.float64, torch.bfloat16)
+    is_taken = (
+        x.device == f.device
+        and x.dtype in NATIVE_DTYPES.get(x.device.type, ())
         and f.dtype == torch.float32
         and max(f.shape) <= NATIVE_MAX_TAPS
     )
+    if x.device.type != "cpu":
+        return is_taken
+    is_wide = is_size_kept and x.shape[1] * x.shape[3] >= NATIVE_MAX_ROW
+    is_last = x.is_contiguous(memory_format=torch.channels_last)
+    return is_taken and (x.shape[1] < NATIVE_MAX_PLANES or not is_wide and is_last)
 
 
 def _native() -> Any:
