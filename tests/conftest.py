@@ -21,9 +21,25 @@ def compiled_operators() -> None:
     """Compiled once per machine, not once per test with a cache folder of its own; not at all without a compiler."""
     from torch_utils import custom_ops
 
+    if "STYLEGAN_ROOTED_EMULATED_CUDA" in os.environ:
+        emulate_cuda(Path(os.environ["STYLEGAN_ROOTED_EMULATED_CUDA"]))
     with warnings.catch_warnings():
         warnings.simplefilter("default")
         custom_ops.available()
+
+
+def emulate_cuda(library: Path) -> None:
+    """Let the CUDA operators, built for the host by test_cuda_sources.py, serve CPU tensors in place of the CPU's."""
+    import torch
+
+    from torch_utils import custom_ops
+    from torch_utils.ops import bias_act, upfirdn2d
+
+    torch.ops.load_library(str(library))
+    custom_ops._outcomes["cpu"] = custom_ops.Outcome(library, "")
+    for table in (bias_act.NATIVE_ACTS, bias_act.NATIVE_DTYPES, bias_act.NATIVE_MIN_NUMEL, upfirdn2d.NATIVE_DTYPES):
+        table["cpu"] = table["cuda"]  # type: ignore[index]
+    upfirdn2d.NATIVE_MAX_PLANES = upfirdn2d.NATIVE_MAX_ROW = 10**9
 
 
 @pytest.fixture(scope="session")

@@ -82,6 +82,11 @@ def available(library: str = "cpu") -> bool:
     return (outcome or _resolve(library)).path is not None
 
 
+def problem(library: str = "cpu") -> str:
+    """Why a library is not loaded; empty if it is. The first call may compile."""
+    return "" if available(library) else _outcomes[library].reason
+
+
 def describe(library: str = "cpu") -> str:
     """One line for logs: what is asked for and what runs. The first call may compile."""
     asked = requested()
@@ -89,9 +94,10 @@ def describe(library: str = "cpu") -> str:
         return "ref: plain definitions"
     if asked == "torch":
         return "torch: fast paths made of torch calls"
-    if available(library):
+    reason = problem(library)
+    if not reason:
         return f"{asked}: compiled operators"
-    return f"{asked}: torch calls; compiled operators are not available: {_outcomes[library].reason.splitlines()[0]}"
+    return f"{asked}: torch calls; compiled operators are not available: {reason.splitlines()[0]}"
 
 
 def declare(

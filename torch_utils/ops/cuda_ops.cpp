@@ -9,6 +9,7 @@
 #include <torch/library.h>
 
 #include <algorithm>
+#include <cmath>
 #include <limits>
 #include <optional>
 
@@ -171,6 +172,8 @@ Tensor upfirdn2d(
     // Along x, then along y; the middle of 16-bit images is float32.
     const at::ScalarType middle = dtype == at::kHalf || dtype == at::kBFloat16 ? at::kFloat : dtype;
     sgr::UpfirdnParams along_x = p, along_y = p;
+    const double root = std::sqrt(std::abs(gain));  // one half of the gain each, rounded as in the reference
+    along_x.gain = std::copysign(root, gain);
     along_x.fh = along_x.upy = along_x.downy = 1;
     along_x.pady0 = along_x.pady1 = 0;
     const Tensor half = run_upfirdn2d(along_x, x, middle, "upfirdn2d");
@@ -179,7 +182,7 @@ Tensor upfirdn2d(
     along_y.padx0 = along_y.padx1 = 0;
     along_y.f_stride_x = 0;
     along_y.f_stride_y = f.stride(0);
-    along_y.gain = 1;
+    along_y.gain = root;
     return run_upfirdn2d(along_y, half, dtype, "upfirdn2d");
 }
 

@@ -37,10 +37,11 @@ struct UpfirdnParams {
     int shift_x, shift_y;   // tiles start that much early, for m to be a multiple of up
 };
 
-// The tap that belongs at distance (a, b), gain included, of a 2-D filter.
+// The tap that belongs at distance (a, b), gain included, of a 2-D filter; a float32 number for every type of image.
 template <class S> SGR_DEVICE S tap_2d(const UpfirdnParams& p, int a, int b) {
     const int row = p.flip ? a : p.fh - 1 - a, column = p.flip ? b : p.fw - 1 - b;
-    return static_cast<S>(load(p.fx + row * p.f_stride_y + column * p.f_stride_x)) * static_cast<S>(p.gain);
+    const float scaled = load(p.fx + row * p.f_stride_y + column * p.f_stride_x) * static_cast<float>(p.gain);
+    return static_cast<S>(scaled);
 }
 
 // A range of inputs that a range of outputs needs, from its first one on; outputs start at a multiple of UP.
