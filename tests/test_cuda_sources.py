@@ -483,7 +483,7 @@ def test_last_blocks_of_a_huge_tensor(emulator, layout) -> None:
 def test_bias_act_refuses(emulator) -> None:
     x = torch.ones(1, 2)
     for settings, message in [
-        (dict(order=3), "grad_order"),
+        (dict(order=3), "order is wrong"),
         (dict(order=1, act="tanh"), "xref or yref"),
         (dict(order=1, clamp=1.0), "xref or yref"),
         (dict(order=1, act="swish", yref=x), "swish"),
