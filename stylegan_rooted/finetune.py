@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,13 +22,13 @@ from metrics.evaluate import MetricResult
 from stylegan_rooted import __version__, evaluation, losses, presets, resume
 from torch_utils import distributed, images, misc, seeding
 from torch_utils.distributed import DistEnv, Place, ProcessFailed
-from training import checkpoint, execution, network_pickle, run_dir
+from training import checkpoint, execution, network_file, run_dir
 from training.ada import AdaController
 from training.augment import AUGMENT_PRESETS, AugmentPipe
 from training.config import MIN_RESOLUTION, AugmentConfig, FinetuneConfig, LossConfig, NetworkConfig
 from training.dataset import ImageDataset, InfiniteSampler, UnreadableImages, check_fits, grid_indices, iterate_batches
 from training.loss import GanLoss
-from training.network_pickle import NetworkPickle
+from training.network_pickle import NetworkFile
 from training.networks import Discriminator, Generator
 from training.phases import build_phases
 from training.stats import Scalar, StatsCollector
@@ -133,6 +133,8 @@ def _train(plan: "Plan", opened: resume.Opened, say: Say, progress_bar: Callable
     try:
         say(f"Run folder: {path}")
         say(describe_machine(env))
+        for note in plan.checkpoint.notes if plan.checkpoint else ():
+            say(f"Checkpoint: {note}")
         with env.together("building the networks"):
             training_run = build_run(plan, path, state=opened.state, say=say)
             if env.is_main:
@@ -207,7 +209,7 @@ class Plan:
     config: FinetuneConfig
     device: torch.device
     dataset: ImageDataset
-    checkpoint: NetworkPickle | None
+    checkpoint: NetworkFile | None
     env: DistEnv = field(default_factory=DistEnv)
 
     def wanted(self) -> resume.Wanted:
@@ -266,7 +268,8 @@ def prepare(config: FinetuneConfig, env: DistEnv | None = None) -> Plan:
     num_gpus = where.world if env is None else env.world
     if env is None or env.is_main:
         check_outdir(config.runtime.outdir or ".")
-    checkpoint = None if config.resume in ("none", "noresume") else network_pickle.load(config.resume)
+    scratch = config.resume in ("none", "noresume")
+    checkpoint = None if scratch else complete(network_file.load(config.resume), config.runtime.seed)
     dataset = ImageDataset(
         config.data.path,
         resolution=None,
@@ -305,6 +308,23 @@ def prepare(config: FinetuneConfig, env: DistEnv | None = None) -> Plan:
         config, resolution=dataset.resolution, checkpoint=facts, device=device.type, num_gpus=num_gpus
     )
     return Plan(config=config, device=device, dataset=dataset, checkpoint=checkpoint, env=env or DistEnv(device))
+
+
+def complete(opened: NetworkFile, seed: int) -> NetworkFile:
+    """A checkpoint with what training needs: of a file with generators only, a new discriminator of their widths."""
+    notes = list(opened.notes)
+    G_ema: Any = opened.G_ema
+    D = opened.D
+    if D is None:
+        synthesis = G_ema.init_kwargs.get("synthesis_kwargs", {})
+        shared = ("channel_base", "channel_max", "num_fp16_res", "conv_clamp")
+        sizes = {"c_dim": G_ema.c_dim, "img_resolution": G_ema.img_resolution, "img_channels": G_ema.img_channels}
+        with seeding.scoped(seed, "init"):
+            D = Discriminator(**sizes, **{key: synthesis[key] for key in shared if key in synthesis})
+        D.eval().requires_grad_(False)
+        notes.append("no discriminator in the file: a new one starts from random weights")
+    G = opened.G if opened.G is not None else deepcopy(G_ema)
+    return replace(opened, G=G, D=D, notes=tuple(notes))
 
 
 def check_freezed(D: Any, freezed: int) -> None:
@@ -592,7 +612,9 @@ def write_start(run: Run, plan: Plan) -> None:
         "resolution": run.dataset.resolution,
         "fingerprint": run.dataset.fingerprint(),
     }
-    record["resume"] = {"path": run.config.resume, "sha256": plan.checkpoint.sha256} if plan.checkpoint else None
+    start = plan.checkpoint
+    origin = {"path": run.config.resume, "sha256": start.sha256, "kind": start.kind} if start else None
+    record["resume"] = {**origin, "notes": list(start.notes)} if origin and start and start.notes else origin
     run_dir.write_json(run.path / resume.ENVIRONMENT_FILE, record)
     reals = np.stack([run.dataset[i][0] for i in run.grid.indices])
     images.save_grid(run.path / "reals.png", torch.from_numpy(reals), grid_size=run.grid.size)

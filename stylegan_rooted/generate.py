@@ -14,7 +14,7 @@ import torch
 
 from stylegan_rooted.finetune import check_outdir, resolve_device
 from torch_utils import images, seeding
-from training import execution, network_pickle
+from training import execution, network_file
 
 NOISE_MODES = ("const", "random", "none")
 MAX_SEED = 2**32 - 1  # NumPy's RandomState takes no more
@@ -60,25 +60,38 @@ def check_trunc(trunc: float) -> float:
 
 @dataclass(frozen=True)
 class Loaded:
-    """A generator ready to run: G_ema of a pickle in eval mode on its device; on a CPU all of it in float32."""
+    """A generator ready to run: G_ema of a file in eval mode on its device; on a CPU all of it in float32.
+
+    `notes` are sentences on what the file did not say and was assumed or estimated.
+    """
 
     G: torch.nn.Module
     device: torch.device
     path: str
     sha256: str
+    kind: str = ""
+    notes: tuple[str, ...] = ()
 
 
-def open_network(network: str | Path, device: str | torch.device = "auto") -> Loaded:
-    """Load the moving average of the generator from a pickle (path or URL); nothing in it is executed.
+def open_network(network: str | Path, device: str | torch.device = "auto", *, say: Say | None = None) -> Loaded:
+    """Load the moving average of the generator (path or URL; see docs/formats.md); nothing in the file is executed.
+
+    Args:
+        network: Path or URL.
+        device: Where to compute.
+        say: Receives what the file did not say and was assumed or estimated.
 
     Raises:
-        ValueError: No such device, or not a network pickle.
+        ValueError: No such device, or not a file of StyleGAN2 networks.
         OSError: The file cannot be read.
     """
     device = resolve_device(str(device))
-    snapshot = network_pickle.load(network)
-    G = execution.accelerate(snapshot.G_ema.eval().requires_grad_(False).to(device))
-    return Loaded(G, device, str(network), snapshot.sha256)
+    opened = network_file.load(network)
+    if say is not None:
+        for note in opened.notes:
+            say(f"Note: {network}: {note}")
+    G = execution.accelerate(opened.G_ema.eval().requires_grad_(False).to(device))
+    return Loaded(G, device, str(network), opened.sha256, opened.kind, opened.notes)
 
 
 def class_label(loaded: Loaded, class_index: int | None, say: Say | None = None) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""What is in a pickle, told without executing it; hostile and damaged files are described, not refused."""
+"""What is in a network file, told without executing it; hostile and damaged files are described, not refused."""
 
 import hashlib
 import itertools
@@ -9,12 +9,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from dnnlib.util import open_url
+from dnnlib.util import is_url, open_url
 from torch_utils import pickle_reader
-from torch_utils.pickle_reader import Document, PersistentRecord, PickleError, printable
-from training import augment, network_pickle, networks
+from torch_utils.pickle_reader import Document, ObjectRecord, PersistentRecord, PickleError, printable
+from training import augment, network_file, network_pickle, networks, recognise, weights_file
 
+FAMILIES = {recognise.LEGACY_TF: "stylegan2-tensorflow", recognise.ROSINALITY: "rosinality"}
 NETWORKS = ("G", "D", "G_ema", "augment_pipe")
+SAFE = {
+    "pickle": "nothing outside the allow-list; other programs may execute the embedded source",
+    "safetensors": "the format holds no code",
+}
+SAFE_TORCH = "nothing outside the allow-list"
 MAX_LISTED = 50  # globals and reasons shown in the text form
 
 
@@ -26,20 +32,24 @@ class InspectReport:
         file: name as given.
         num_bytes: size of the file.
         sha256: digest of the file.
-        container: 'pickle', 'torch-zip' or 'torch-legacy'.
-        protocol: pickle protocol.
-        kind: code of the format, as `network_pickle.identify` gives it.
+        container: 'pickle', 'torch-zip', 'torch-legacy' or 'safetensors'.
+        protocol: pickle protocol, 0 where there is none.
+        kind: code of the format, as `recognise` gives it.
         description: the format in words.
-        family: who wrote a snapshot: 'stylegan2-ada', 'stylegan3-repo', 'stylegan-rooted'; None for other files.
+        family: whose code wrote it: 'stylegan2-ada', 'stylegan3-repo', 'stylegan-rooted', 'stylegan2-tensorflow',
+            'rosinality'; None where that can't be told.
         safe: whether everything it asks for is on the allow-list and it is not damaged.
         reasons: why it is not safe, one line each.
-        loads: whether `network_pickle.load` accepts it.
+        loads: whether `network_file.load` accepts it.
         problem: why it doesn't, or None.
+        notes: what the file does not say and would be assumed or estimated.
         globals: functions and classes it asks for.
         refused_globals: those of them, and of those inside tensors, that are not on the allow-list.
         sources: embedded source texts: SHA-256, size, classes, whether it is this program's own.
         networks: per network: class, sizes, numbers of parameters and buffer elements, constructor arguments.
         training_set_kwargs: recorded settings of the data set, or None.
+        training_options: options of the training that the file records, or None.
+        config: what a file of ours says of its origin (licences, training, ...), or None.
     """
 
     file: str
@@ -54,11 +64,14 @@ class InspectReport:
     reasons: list[str]
     loads: bool
     problem: "str | None"
+    notes: list[str]
     globals: list[str]
     refused_globals: list[str]
     sources: list[dict[str, Any]]
     networks: dict[str, dict[str, Any]]
     training_set_kwargs: "dict | None"
+    training_options: "dict | None"
+    config: "dict | None"
 
     def as_json(self) -> str:
         """One JSON object."""
@@ -74,39 +87,47 @@ def inspect_file(path_or_url: "str | os.PathLike") -> InspectReport:
     Raises:
         OSError: the file cannot be read.
     """
-    name = os.fspath(path_or_url)
-    with open_url(name) as stream:
+    path = network_file.locate(path_or_url)
+    with open_url(path) as stream:
         data = stream.read()
-    document = pickle_reader.survey(data)
-    kind, description = network_pickle.identify(document)
+    beside = None if is_url(path) else Path(path).with_name(network_file.FOLDER_CONFIG)
+    found: dict[str, Any] = {}
+    problem = None
     try:
-        network_pickle.parse(data)
-        problem = None
+        found = network_file.parse(data, beside)
     except PickleError as error:
         problem = str(error)
+    document, kind, description = _survey(data)
     records = _records(document)
     reasons = document.refusals + ([document.damage] if document.damage is not None else [])
-    refused = [name for name in document.globals if name not in pickle_reader.ALLOWED_GLOBALS]
+    refused = [name for name in document.globals if name not in document.allowed]
     refused += [name for name in document.nested_globals if name not in pickle_reader.STORAGE_DTYPES]
     sources = _sources(records)
+    described = {key: _network(record) for key, record in records.items()}
+    if not described:
+        described = {key: _module(found[key]) for key in NETWORKS if found.get(key) is not None}
+    config = found.get("config") or {}
     return InspectReport(
-        file=printable(name, 500),
+        file=printable(os.fspath(path_or_url), 500),
         num_bytes=len(data),
         sha256=hashlib.sha256(data).hexdigest(),
         container=document.container,
         protocol=document.protocol,
         kind=kind,
         description=description,
-        family=_family(records, sources) if kind == "snapshot" else None,
+        family=_family(kind, records, sources, config),
         safe=not reasons,
         reasons=reasons,
         loads=problem is None,
         problem=problem,
+        notes=list(found.get("notes", ())),
         globals=[printable(name) for name in document.globals],
         refused_globals=[printable(name) for name in refused],
         sources=sources,
-        networks={key: _network(record) for key, record in records.items()},
-        training_set_kwargs=_training_set_kwargs(document),
+        networks=described,
+        training_set_kwargs=found.get("training_set_kwargs") or _training_set_kwargs(document),
+        training_options=_training_options(document, config),
+        config={key: value for key, value in config.items() if key != "networks"} or None,
     )
 
 
@@ -116,7 +137,7 @@ def format_report(report: InspectReport) -> str:
         f"file      {report.file}",
         f"size      {report.num_bytes} bytes, SHA-256 {report.sha256}",
         f"kind      {report.description}" + (f", written by {report.family}" if report.family else ""),
-        f"pickle    {report.container}, protocol {report.protocol}",
+        f"container {report.container}" + (f", protocol {report.protocol}" if report.protocol else ""),
     ]
     for name, network in report.networks.items():
         sizes = "  ".join(f"{key} {value}" for key, value in network.items() if type(value) in (int, float, str))
@@ -125,6 +146,11 @@ def format_report(report: InspectReport) -> str:
             lines.append(f"          {_one_line(network['settings'])}")
     if report.training_set_kwargs is not None:
         lines.append(f"data set  {_one_line(report.training_set_kwargs)}")
+    if report.training_options is not None:
+        lines.append(f"options   {_one_line(report.training_options)}")
+    if report.config is not None:
+        lines.append(f"config    {_one_line(report.config)}")
+    lines += [f"note      {note}" for note in report.notes]
     for source in report.sources:
         own = "this program's own, " if source["ours"] else ""
         classes = printable(", ".join(source["classes"]), 200)
@@ -133,11 +159,26 @@ def format_report(report: InspectReport) -> str:
     lines += [f"refused   {name}" for name in report.refused_globals[:MAX_LISTED]]
     lines += [f"reason    {reason}" for reason in report.reasons[:MAX_LISTED]]
     if report.safe:
-        lines.append("safe: yes (nothing outside the allow-list; other programs may execute the embedded source)")
+        lines.append(f"safe: yes ({SAFE.get(report.container, SAFE_TORCH)})")
     else:
         lines.append("safe: no (do not open this file with an ordinary unpickler)")
     lines.append("loads: yes" if report.loads else f"loads: no ({report.problem})")
     return "\n".join(lines)
+
+
+def _survey(data: bytes) -> tuple[Document, str, str]:
+    """(what the file asks for, code and words of its format); a safetensors file asks for nothing."""
+    if recognise.is_safetensors(data):
+        document = Document()
+        document.container = recognise.SAFETENSORS
+        try:
+            _, config = weights_file.read(data)
+        except PickleError as error:
+            document.damage, config = str(error), None
+        ours = weights_file.is_ours(config)
+        return document, recognise.SAFETENSORS, "our safetensors file" if ours else "a safetensors file"
+    document = recognise.survey(data)
+    return document, *recognise.identify(document)
 
 
 def _records(document: Document) -> dict[str, PersistentRecord]:
@@ -174,6 +215,23 @@ def _network(record: PersistentRecord) -> dict[str, Any]:
     return report
 
 
+def _module(net: Any) -> dict[str, Any]:
+    """Sizes and settings of one network that was built."""
+    report: dict[str, Any] = {"class": type(net).__name__}
+    for key in ("img_resolution", "img_channels", "z_dim", "c_dim", "w_dim"):
+        if hasattr(net, key):
+            report[key] = getattr(net, key)
+    block = getattr(getattr(net, "synthesis", net), "b4", None)
+    if block is not None:
+        report["architecture"] = block.architecture
+    report["num_parameters"] = sum(p.numel() for p in net.parameters())
+    report["num_buffer_elements"] = sum(b.numel() for b in net.buffers())
+    if hasattr(net, "p"):
+        report["p"] = float(net.p)
+    report["settings"] = network_pickle.keyword_settings(net)
+    return report
+
+
 def _sources(records: dict[str, PersistentRecord]) -> list[dict[str, Any]]:
     """The distinct source texts among the modules, with the classes taken from each."""
     own = {hashlib.sha256(Path(module.__file__ or "").read_bytes()).hexdigest() for module in (networks, augment)}
@@ -201,8 +259,12 @@ def _sources(records: dict[str, PersistentRecord]) -> list[dict[str, Any]]:
     return list(found.values())
 
 
-def _family(records: dict[str, PersistentRecord], sources: list[dict[str, Any]]) -> str:
-    """Who wrote a snapshot: our source text, or the attributes that only one repository stores."""
+def _family(kind: str, records: dict[str, PersistentRecord], sources: list[dict], config: dict) -> "str | None":
+    """Who wrote a file: our source text or mark, or the attributes that only one repository stores."""
+    if weights_file.is_ours(config):
+        return "stylegan-rooted"
+    if kind != recognise.SNAPSHOT:
+        return FAMILIES.get(kind)
     if sources and all(source["ours"] for source in sources):
         return "stylegan-rooted"
     generator = records.get("G_ema") or records.get("G")
@@ -211,6 +273,19 @@ def _family(records: dict[str, PersistentRecord], sources: list[dict[str, Any]])
         node = node.table("_modules").get(child) if isinstance(node, PersistentRecord) else None
     flat = isinstance(node, PersistentRecord) and "in_channels" in node.state
     return "stylegan3-repo" if flat else "stylegan2-ada"
+
+
+def _training_options(document: Document, config: dict) -> "dict | None":
+    """Options of the training: `args` of rosinality's checkpoints, the training summary of our own files."""
+    if isinstance(config.get("training"), dict):
+        return config["training"]
+    args = document.root.get("args") if isinstance(document.root, dict) else None
+    if not isinstance(args, ObjectRecord) or args.name != pickle_reader.NAMESPACE:
+        return None
+    try:
+        return pickle_reader.plain(args.state, "the options") if isinstance(args.state, dict) else None
+    except PickleError as error:
+        return {"problem": str(error)}
 
 
 def _training_set_kwargs(document: Document) -> "dict | None":

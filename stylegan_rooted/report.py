@@ -98,7 +98,7 @@ def write(
     check_outdir(str(outdir))
     device = resolve_device(str(device))
     run = read_run(Path(run_path) if run_path is not None else find_run(network))
-    final = generate.open_network(network, device)
+    final = generate.open_network(network, device, say=say)
     dataset = open_data(data, final)
     if run:
         run.stages = stage_pictures(run, str(network), dataset.resolution)
@@ -126,7 +126,8 @@ def write(
         "metrics_before": flat(evaluations[0]) if before is not None else None,
         "evaluations": [e.as_dict() for e in evaluations],
         "meaning": MEANING[metric_config.detector] if any(e.results for e in evaluations) else None,
-        "warnings": warnings_of(evaluations, metric_config),
+        "warnings": [f"{Path(final.path).name}: {note}." for note in final.notes]
+        + warnings_of(evaluations, metric_config),
         "seed": seed,
         "settings": dataclasses.asdict(metric_config),
         "network": network_facts(final),
@@ -233,6 +234,8 @@ def network_facts(loaded: generate.Loaded) -> dict[str, Any]:
     return {
         "path": loaded.path,
         "sha256": loaded.sha256,
+        "kind": loaded.kind,
+        "notes": list(loaded.notes),
         "resolution": G.img_resolution,
         "num_channels": G.img_channels,
         "z_dim": G.z_dim,

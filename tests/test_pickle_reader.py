@@ -1,5 +1,6 @@
 """The pickle interpreter: right values for honest files, bounded refusal of all others, and never an execution."""
 
+import copy
 import io
 import pickle
 import pickletools
@@ -7,6 +8,7 @@ import struct
 import subprocess
 import sys
 import time
+import zipfile
 from collections import OrderedDict
 from pathlib import Path
 
@@ -292,16 +294,97 @@ def test_plain_is_bounded() -> None:
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-def test_files_of_torch_save_are_surveyed_without_their_numbers(zipped: bool) -> None:
+def test_files_of_torch_save(zipped: bool) -> None:
+    wide = torch.arange(24.0).reshape(4, 6)
+    content = {"w": wide, "view": wide[1:, ::2], "t": wide.t(), "half": torch.ones(3).half(), "none": torch.zeros(0)}
+    content["state"] = torch.nn.Linear(2, 3).state_dict()  # an OrderedDict with `_metadata`
     buffer = io.BytesIO()
-    torch.save({"w": torch.ones(3)}, buffer, _use_new_zipfile_serialization=zipped)
+    torch.save(content, buffer, _use_new_zipfile_serialization=zipped)
     document = survey(buffer.getvalue())
-    assert document.container == ("torch-zip" if zipped else "torch-legacy") and document.damage is None
-    assert document.root["w"].size == (3,)
-    with pytest.raises(PickleError, match="not inside"):
-        document.root["w"].tensor()
+    assert document.container == ("torch-zip" if zipped else "torch-legacy")
+    assert document.damage is None and document.refusals == [] and document.allowed is pickle_reader.TORCH_GLOBALS
+    for key in ("w", "view", "t", "half", "none"):
+        assert torch.equal(document.root[key].tensor(), content[key]), key
+    assert document.root["w"].storage is document.root["view"].storage and document.root["w"].storage.blob.data
+    for key, tensor in content["state"].items():
+        assert torch.equal(document.root["state"][key].tensor(), tensor)
     with pytest.raises(PickleError, match="torch.save"):
         read(buffer.getvalue())
+
+
+def _zip_of(entries: dict[str, bytes], compression: int = zipfile.ZIP_STORED) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", compression) as archive:
+        for name, data in entries.items():
+            archive.writestr(name, data)
+    return buffer.getvalue()
+
+
+def _entries(data: bytes) -> dict[str, bytes]:
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
+
+
+@pytest.fixture(scope="module")
+def torch_zip() -> bytes:
+    buffer = io.BytesIO()
+    torch.save({"a": torch.ones(64), "b": torch.zeros(64)}, buffer)
+    return buffer.getvalue()
+
+
+def test_damaged_files_of_torch_save(torch_zip: bytes) -> None:
+    entries = _entries(torch_zip)
+    assert survey(_zip_of(entries)).damage is None
+    data = next(name for name in entries if name.endswith("data/0"))
+    cases = {
+        "missing": _zip_of({name: value for name, value in entries.items() if name != data}),
+        "short": _zip_of({**entries, data: entries[data][:-1]}),
+        "compressed": _zip_of(entries, zipfile.ZIP_DEFLATED),
+        "little-endian": _zip_of({**entries, data.replace("data/0", "byteorder"): b"big"}),
+        "without a pickle": _zip_of({"x/y": b"z"}),
+    }
+    for words, damaged in cases.items():
+        document = survey(damaged)
+        assert document.root is None and words in document.damage, (words, document.damage)
+
+
+def test_overlapping_zip_entries_do_not_multiply_a_file() -> None:
+    """Twenty entries of the directory at one place in the file: each alone is in order."""
+    buffer = io.BytesIO()
+    torch.save([torch.full([4096], float(n)) for n in range(20)], buffer)
+    entries = _entries(buffer.getvalue())
+    folder = next(name for name in entries if name.endswith("data.pkl")).removesuffix("data.pkl")
+    hostile = io.BytesIO()
+    with zipfile.ZipFile(hostile, "w") as archive:
+        for name, data in entries.items():
+            if "/data/" not in name or name.endswith("/data/0"):
+                archive.writestr(name, data)
+        for key in range(1, 20):
+            info = copy.copy(archive.getinfo(f"{folder}data/0"))
+            info.filename = f"{folder}data/{key}"
+            archive.filelist.append(info)
+    assert survey(buffer.getvalue()).damage is None
+    assert "overlap" in (survey(hostile.getvalue()).damage or "")
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_numpy_arrays_where_they_are_allowed(protocol: int, order: str) -> None:
+    arrays = [np.arange(24, dtype=dtype).reshape(2, 3, 4).copy(order) for dtype in ("f2", "f4", "f8", "i4", "i8", "u1")]
+    arrays += [np.array(3.5, dtype="f4")] + ([np.zeros([0, 3], dtype="f4")] if protocol > 2 else [])
+    data = pickle.dumps(arrays, protocol=protocol)
+    assert survey(data).refusals or survey(data).damage, "snapshots hold no arrays"
+    document = survey(data, allowed=pickle_reader.TENSORFLOW_GLOBALS)
+    assert document.refusals == [] and document.damage is None
+    for record, array in zip(document.root, arrays, strict=True):
+        assert isinstance(record, pickle_reader.ArrayRecord)
+        assert np.array_equal(record.tensor.tensor().numpy(), array) and record.tensor.size == array.shape
+
+
+@pytest.mark.parametrize("array", [np.zeros(2, ">f4"), np.array(["x"]), np.array([None]), np.zeros(2, "c8")])
+def test_other_numpy_arrays_are_refused(array: np.ndarray) -> None:
+    document = survey(pickle.dumps(array, protocol=3), allowed=pickle_reader.TENSORFLOW_GLOBALS)
+    assert document.damage is not None and document.root is None
 
 
 def test_damaged_zip() -> None:

@@ -29,6 +29,7 @@ MAX_INT_BYTES = 16
 MAX_NAME = 1000  # letters in the name of a global
 MAX_LISTED = 1000  # different globals, and reasons to refuse, that are kept
 MAX_DIMS = 8
+MAX_ZIP_ENTRIES = 50_000
 TORCH_MAGIC = 0x1950A86A20F9469CFC6C  # first value of PyTorch's container from before its zip format
 TORCH_PROTOCOL = 1001
 
@@ -50,6 +51,16 @@ ALLOWED_GLOBALS = frozenset(
         "_codecs.encode",
     }
 )
+ARRAY_GLOBALS = frozenset(
+    {"numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct", "numpy.ndarray"}
+)
+BUFFER_GLOBALS = frozenset({"numpy.core.numeric._frombuffer", "numpy._core.numeric._frombuffer"})  # protocol 5
+TF_NETWORK = "dnnlib.tflib.network.Network"
+NAMESPACE = "argparse.Namespace"
+TENSORFLOW_GLOBALS = frozenset(  # pickles of StyleGAN2's TensorFlow code: numbers in NumPy arrays
+    {TF_NETWORK, EASY_DICT, "collections.OrderedDict", "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar"}
+    | {"numpy.dtype", "_codecs.encode", *ARRAY_GLOBALS, *BUFFER_GLOBALS}
+)
 STORAGE_DTYPES = {
     "torch.FloatStorage": torch.float32,
     "torch.DoubleStorage": torch.float64,
@@ -62,6 +73,20 @@ STORAGE_DTYPES = {
     "torch.ByteStorage": torch.uint8,
     "torch.BoolStorage": torch.bool,
 }
+ARRAY_DTYPES = {
+    "f2": torch.float16,
+    "f4": torch.float32,
+    "f8": torch.float64,
+    "i4": torch.int32,
+    "i8": torch.int64,
+    "u1": torch.uint8,
+    "i1": torch.int8,
+}
+TORCH_GLOBALS = frozenset(  # files of torch.save that hold state dicts
+    {"collections.OrderedDict", "torch._utils._rebuild_parameter", "torch._utils._rebuild_tensor_v2", NAMESPACE}
+    | STORAGE_DTYPES.keys()
+)
+OBJECT_CLASSES = frozenset({TF_NETWORK, NAMESPACE})  # become an `ObjectRecord` where they are allowed
 
 
 class PickleError(ValueError):
@@ -151,6 +176,15 @@ class DtypeRecord:
         self.code, self.order = code, "<"
 
 
+class ArrayRecord:
+    """Stands for numpy.ndarray; BUILD fills in its numbers as a tensor's."""
+
+    __slots__ = ("tensor",)
+
+    def __init__(self) -> None:
+        self.tensor: TensorRecord | None = None
+
+
 class StorageRecord:
     """The raw numbers behind tensors: `numel` elements of `dtype`, little-endian; `blob` None where not at hand."""
 
@@ -209,6 +243,7 @@ class Document:
         nested_globals: names that tensor storages inside it ask for (likewise).
         refusals: why a strict reader refuses the file, in order; empty for a file within the allow-list.
         damage: what is broken, or None.
+        allowed: the allow-list that the names were held against.
         protocol: pickle protocol, 0 if none is announced.
         num_steps: opcodes read.
         container: 'pickle', 'torch-zip' or 'torch-legacy'.
@@ -223,6 +258,7 @@ class Document:
         self.protocol = 0
         self.num_steps = 0
         self.container = "pickle"
+        self.allowed: frozenset[str] = ALLOWED_GLOBALS
 
 
 def read(data: bytes) -> Document:
@@ -235,6 +271,8 @@ def read(data: bytes) -> Document:
         PickleError: it asks for anything else, or is damaged; one line.
     """
     document = survey(data)
+    if document.container != "pickle":
+        raise PickleError("a file of torch.save, not a snapshot pickle")
     if document.refusals:
         raise PickleError(document.refusals[0])
     if document.damage is not None:
@@ -242,33 +280,32 @@ def read(data: bytes) -> Document:
     return document
 
 
-def survey(data: bytes) -> Document:
+def survey(data: bytes, *, allowed: frozenset[str] = ALLOWED_GLOBALS) -> Document:
     """Read whatever the bytes are, without executing anything and without raising for what they hold.
 
     Args:
         data: the whole file.
+        allowed: names that a bare pickle may ask for; files of torch.save are held against `TORCH_GLOBALS`.
     """
     document = Document()
+    document.allowed = allowed
     machine = _Machine(data, 0, len(data), document, _Budget(len(data)))
     try:
         if data[:4] == b"PK\x03\x04":
-            document.container = "torch-zip"
+            document.container, document.allowed = "torch-zip", TORCH_GLOBALS
             _survey_zip(data, document)
         else:
             document.root = machine.run()
             if type(document.root) is int and document.root == TORCH_MAGIC:
-                document.container = "torch-legacy"
-                machine.foreign = True
-                document.refusals.insert(0, "a file of torch.save, not a snapshot pickle")
-                machine.run(), machine.run()
-                document.root = machine.run()
+                document.container, document.allowed = "torch-legacy", TORCH_GLOBALS
+                _survey_legacy(machine, document)
     except PickleError as error:
         document.damage = str(error)
         document.root = None
         if document.protocol == 0 and not document.globals and document.container == "pickle":
             document.refusals.clear()  # opcodes met by chance
             document.damage = f"not a pickle file ({error})"
-    if type(document.root) in (Global, Blob, DtypeRecord):
+    if type(document.root) in (Global, Blob, DtypeRecord, ArrayRecord):
         document.root = None
     return document
 
@@ -311,6 +348,7 @@ def describe(node: Any) -> str:
     if isinstance(node, PersistentRecord):
         return f"persistent object {printable(node.class_name)!r}"
     names = {OrderedDictRecord: "dict", EasyDictRecord: "dict", Blob: "bytes", TensorRecord: "tensor"}
+    names[ArrayRecord] = "NumPy array"
     return names.get(type(node)) or type(node).__name__
 
 
@@ -343,6 +381,7 @@ class _Machine:
         self.document, self.budget = document, budget
         self.nested = nested  # the pickles inside a tensor's bytes: other names are allowed there
         self.foreign = foreign  # a container of torch.save: persistent ids are storages
+        self.storages: dict[str, StorageRecord] = {}  # those of a container, by key
         self.stack: list[Any] = []
         self.marks: list[list[Any]] = []
         self.memo: dict[int, Any] = {}
@@ -458,7 +497,7 @@ class _Machine:
             raise PickleError(f"the name of a global has {len(module) + len(name)} letters; damaged or hostile")
         full = f"{module}.{name}"
         seen = self.document.nested_globals if self.nested else self.document.globals
-        allowed = full in STORAGE_DTYPES if self.nested else full in ALLOWED_GLOBALS
+        allowed = full in (STORAGE_DTYPES if self.nested else self.document.allowed)
         if full not in seen and len(seen) < MAX_LISTED:
             seen[full] = None
             if not allowed:
@@ -474,7 +513,7 @@ class _Machine:
             raise PickleError(f"a call without arguments near byte {self.pos}; damaged or hostile")
         if isinstance(function, Global):
             handler = _CALLS.get(function.name)
-            if handler is None or (self.nested and function.name not in STORAGE_DTYPES):
+            if handler is None or self.nested or function.name not in self.document.allowed:
                 return ObjectRecord(function.name, args)
             return handler(self, args)
         self.refuse(f"it calls a {describe(function)}, which is not a known function")
@@ -483,7 +522,7 @@ class _Machine:
     def new_object(self, cls: Any, args: Any) -> Any:
         if isinstance(cls, Global) and cls.name == EASY_DICT and args == ():
             return EasyDictRecord()
-        if isinstance(cls, Global) and cls.name not in ALLOWED_GLOBALS:
+        if isinstance(cls, Global) and (cls.name not in self.document.allowed or cls.name in OBJECT_CLASSES):
             return ObjectRecord(cls.name, args)
         self.refuse(f"it makes an object of a {describe(cls)} in a way no snapshot does")
         return ObjectRecord("an object", args)
@@ -494,6 +533,10 @@ class _Machine:
             target.state = state
         elif isinstance(target, DtypeRecord):
             target.order = state[1]
+        elif isinstance(target, ArrayRecord):
+            self.fill_array(target, state)
+        elif isinstance(target, OrderedDictRecord) and self.foreign:
+            pass  # a state dict's `_metadata`: versions of modules, which our names don't need
         elif isinstance(target, OrderedDictRecord):
             self.refuse("it sets attributes of an ordered dict, which no snapshot does")
         else:
@@ -505,9 +548,13 @@ class _Machine:
             self.refuse("it uses persistent ids, which no snapshot does")
             return ObjectRecord("persistent id", pid)
         if type(pid) is tuple and len(pid) >= 5 and isinstance(pid[1], Global):
-            dtype = STORAGE_DTYPES.get(pid[1].name)
-            if pid[0] == "storage" and dtype is not None and type(pid[4]) is int and 0 <= pid[4] < 1 << 48:
-                return StorageRecord(dtype, pid[4], None)
+            dtype, key, numel = STORAGE_DTYPES.get(pid[1].name), pid[2], pid[4]
+            view = pid[5] if len(pid) > 5 else None
+            if pid[0] == "storage" and dtype is not None and type(numel) is int and 0 <= numel < 1 << 48:
+                if view is None and type(key) is str:
+                    record = self.storages.setdefault(key, StorageRecord(dtype, numel, None))
+                    if (record.dtype, record.numel) == (dtype, numel):
+                        return record
         raise PickleError("tensor data of an unknown kind; wanted a plain CPU storage")
 
     def load_storage(self, args: tuple) -> Any:
@@ -543,6 +590,44 @@ class _Machine:
             raise PickleError("a tensor without a storage; damaged or hostile")
         check_tensor(storage.numel, offset, size, stride)
         return TensorRecord(storage, offset, size, stride, False)
+
+    def new_array(self, args: tuple) -> ArrayRecord:
+        """numpy's _reconstruct(ndarray, (0,), b"b"): an empty array; BUILD brings shape, type and bytes."""
+        if len(args) != 3 or not isinstance(args[0], Global) or args[0].name != "numpy.ndarray":
+            raise PickleError("a NumPy array of an unknown kind; damaged or hostile")
+        return ArrayRecord()
+
+    def fill_array(self, target: ArrayRecord, state: Any) -> None:
+        """(version, shape, dtype, whether in Fortran's order, bytes); the version may be missing."""
+        if type(state) is not tuple or len(state) not in (4, 5) or target.tensor is not None:
+            raise PickleError("a NumPy array whose state is not in the usual form; damaged or hostile")
+        shape, dtype, fortran, raw = state[-4:]
+        target.tensor = self.array_tensor(raw, dtype, shape, fortran is True or fortran == 1)
+
+    def array_from_buffer(self, args: tuple) -> ArrayRecord:
+        """numpy's _frombuffer(bytes, dtype, shape, order), which protocol 5 uses."""
+        if len(args) != 4 or args[3] not in ("C", "F"):
+            raise PickleError("a NumPy array whose state is not in the usual form; damaged or hostile")
+        record = ArrayRecord()
+        record.tensor = self.array_tensor(args[0], args[1], args[2], args[3] == "F")
+        return record
+
+    def array_tensor(self, raw: Any, dtype: Any, shape: Any, fortran: bool) -> TensorRecord:
+        element = ARRAY_DTYPES.get(dtype.code) if isinstance(dtype, DtypeRecord) else None
+        if element is None or dtype.order not in ("<", "|", "="):
+            raise PickleError("a NumPy array of something else than little-endian numbers; wanted float32")
+        if not isinstance(raw, Blob) or type(shape) is not tuple or len(raw) % element.itemsize:
+            raise PickleError("a NumPy array without its bytes; damaged or hostile")
+        if len(shape) > MAX_DIMS or not all(type(n) is int and 0 <= n < 1 << 48 for n in shape):
+            raise PickleError("a NumPy array whose shape is not made of small whole numbers; damaged or hostile")
+        order = range(len(shape)) if fortran else range(len(shape) - 1, -1, -1)
+        stride, step = [0] * len(shape), 1
+        for axis in order:
+            stride[axis], step = step, step * shape[axis]
+        numel = len(raw) // element.itemsize
+        if step != numel:
+            raise PickleError(f"a NumPy array of shape {list(shape)} has {numel} numbers; damaged or hostile")
+        return TensorRecord(StorageRecord(element, numel, raw), 0, shape, tuple(stride), False)
 
     def rebuild_parameter(self, args: tuple) -> Any:
         data = args[0] if len(args) == 3 else None
@@ -622,22 +707,69 @@ def check_tensor(storage_numel: int, offset: Any, size: Any, stride: Any) -> Non
         )
 
 
+def _survey_legacy(machine: _Machine, document: Document) -> None:
+    """The rest of PyTorch's container from before its zip format: version, system, value, keys, then the numbers."""
+    machine.foreign = True
+    version, system = machine.run(), machine.run()
+    if version != TORCH_PROTOCOL or type(system) is not dict or system.get("little_endian") is not True:
+        raise PickleError("a file of torch.save of an unknown version or byte order")
+    root = machine.run()
+    keys = machine.run()
+    if type(keys) is not list or {key for key in keys if type(key) is str} != machine.storages.keys():
+        raise PickleError("a file of torch.save whose list of tensors is damaged")
+    for key in keys:
+        record = machine.storages[key]
+        numel = machine.number("<q")
+        if numel != record.numel or record.blob is not None:
+            raise PickleError(f"tensor data announce {numel} numbers, wanted {record.numel}; damaged")
+        record.blob = machine.blob(numel * record.dtype.itemsize)
+    document.root = root
+
+
 def _survey_zip(data: bytes, document: Document) -> None:
-    """The pickle inside a zip file of torch.save; tensors without their numbers."""
-    document.refusals.append("a zip file of torch.save, not a snapshot pickle")
+    """The pickle inside a zip file of torch.save, and the places of its numbers, which are stored uncompressed."""
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            entry = next((i for i in archive.infolist()[:10_000] if i.filename.endswith("/data.pkl")), None)
+            entries = archive.infolist()
+            entry = next((i for i in entries[:MAX_ZIP_ENTRIES] if i.filename.endswith("/data.pkl")), None)
             if entry is None or entry.file_size > MAX_TEXT_BYTES:
                 raise PickleError("a zip file without a pickle; not a snapshot")
             with archive.open(entry) as stream:
                 inner = stream.read(MAX_TEXT_BYTES)
+            folder = entry.filename.removesuffix("data.pkl")
+            by_name = {i.filename: i for i in entries[:MAX_ZIP_ENTRIES]}
+            order = by_name.get(f"{folder}byteorder")
+            if order is not None:
+                with archive.open(order) as stream:
+                    if stream.read(16) != b"little":
+                        raise PickleError("a file of torch.save whose numbers are not little-endian")
     except PickleError:
         raise
     except (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError, ValueError, struct.error) as error:
         raise PickleError(f"a damaged zip file ({type(error).__name__})") from error
     machine = _Machine(inner, 0, len(inner), document, _Budget(len(inner)), foreign=True)
-    document.root = machine.run()
+    root = machine.run()
+    total = 0
+    for key, record in machine.storages.items():
+        record.blob = _stored_entry(data, by_name.get(f"{folder}data/{key}"), record.numel * record.dtype.itemsize)
+        total += len(record.blob)
+    if total > len(data):
+        raise PickleError("a zip file whose entries overlap; damaged or hostile")
+    document.root = root
+
+
+def _stored_entry(data: bytes, entry: "zipfile.ZipInfo | None", num_bytes: int) -> Blob:
+    """Where the bytes of an uncompressed entry lie."""
+    if entry is None or entry.compress_type != zipfile.ZIP_STORED or entry.file_size < num_bytes or entry.flag_bits & 1:
+        raise PickleError(f"tensor data of {num_bytes} bytes are missing, short or compressed; a damaged file")
+    header = entry.header_offset
+    if header < 0 or data[header : header + 4] != b"PK\x03\x04" or header + 30 > len(data):
+        raise PickleError("a damaged zip file (an entry without its header)")
+    name_bytes, extra_bytes = struct.unpack_from("<HH", data, header + 26)
+    start = header + 30 + name_bytes + extra_bytes
+    if start + num_bytes > len(data):
+        raise PickleError("a damaged zip file (an entry outside the file)")
+    return Blob(data, start, start + num_bytes)
 
 
 def _key(value: Any) -> Any:
@@ -790,6 +922,12 @@ def _extension(layout: str) -> Callable[[_Machine], None]:
     return operation
 
 
+def _bytearray(m: _Machine) -> None:
+    if m.document.allowed.isdisjoint(BUFFER_GLOBALS):
+        raise PickleError(f"opcode BYTEARRAY8 near byte {m.pos}, which no snapshot has; refused")
+    m.stack.append(m.blob(m.number("<Q")))  # what `_frombuffer` reads
+
+
 def _refused(name: str) -> Callable[[_Machine], None]:
     def operation(m: _Machine) -> None:
         raise PickleError(f"opcode {name} near byte {m.pos}, which no snapshot has; refused")
@@ -875,7 +1013,7 @@ def _opcodes() -> Iterator[tuple[bytes, Callable[[_Machine], None]]]:
     yield pickle.EXT1, _extension("<B")
     yield pickle.EXT2, _extension("<H")
     yield pickle.EXT4, _extension("<i")
-    yield pickle.BYTEARRAY8, _refused("BYTEARRAY8")
+    yield pickle.BYTEARRAY8, _bytearray
     yield pickle.NEXT_BUFFER, _refused("NEXT_BUFFER")
     yield pickle.READONLY_BUFFER, _refused("READONLY_BUFFER")
 
@@ -893,4 +1031,8 @@ _CALLS: dict[str, Callable[[_Machine, tuple], Any]] = {
     "builtins.set": _Machine.make_set,
     "__builtin__.set": _Machine.make_set,
     "_codecs.encode": _Machine.encode,
+    "numpy.core.multiarray._reconstruct": _Machine.new_array,
+    "numpy._core.multiarray._reconstruct": _Machine.new_array,
+    "numpy.core.numeric._frombuffer": _Machine.array_from_buffer,
+    "numpy._core.numeric._frombuffer": _Machine.array_from_buffer,
 }

@@ -1,8 +1,9 @@
 """Network snapshots: the pickled dict G, D, G_ema, augment_pipe, training_set_kwargs that the family exchanges.
 
 `load` builds *our* networks from *their* weights and settings; nothing in the file is executed. `save` writes files
-that open in the StyleGAN2-ADA and StyleGAN3 repositories. The bytes are read by `torch_utils.pickle_reader`.
-Source: networks-and-pickles.md sections 3-6; other-checkpoints.md section 2; clarifications 1-9, 13-17.
+that open in the StyleGAN2-ADA and StyleGAN3 repositories. The bytes are read by `torch_utils.pickle_reader`. Files of
+other kinds are opened by `training.network_file`, which is the door for all of them.
+Source: networks-and-pickles.md sections 3-5; clarifications 1-9, 13-17.
 """
 
 import hashlib
@@ -13,6 +14,7 @@ import os
 import pickle
 import struct
 from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,21 +24,23 @@ from torch.overrides import TorchFunctionMode
 
 from dnnlib.util import EasyDict, atomic_file, open_url
 from torch_utils import persistence, pickle_reader
-from torch_utils.pickle_reader import Document, ObjectRecord, PersistentRecord, PickleError, TensorRecord, printable
-from training import augment, networks
+from torch_utils.pickle_reader import PersistentRecord, PickleError, TensorRecord, printable
+from training import augment, networks, recognise
 
 __all__ = [
-    "NetworkPickle",
+    "NetworkFile",
     "PickleError",
     "augment_settings",
     "build",
     "discriminator_settings",
+    "check_stored",
     "generator_settings",
-    "identify",
+    "keyword_settings",
     "load",
     "module_tensors",
     "parse",
     "save",
+    "size_of",
 ]
 
 KEYS = ("G", "D", "G_ema", "augment_pipe", "training_set_kwargs")
@@ -45,7 +49,7 @@ MAX_MODULES = 2000  # persistent objects in one network; a 1024-pixel generator 
 MAX_MODULE_DEPTH = 16
 MAX_SETTING = 1 << 20  # any whole number among the settings of a network
 MAX_LAYERS = 64
-REMEDY = "give a network-snapshot-*.pkl of StyleGAN2-ADA (PyTorch)"
+REMEDY = "give a network-snapshot-*.pkl of StyleGAN2-ADA (PyTorch), or see docs/formats.md"
 
 _GENERATOR_KEYS = ("z_dim", "c_dim", "w_dim", "img_resolution", "img_channels", "mapping_kwargs", "synthesis_kwargs")
 _FORK_KEYS = ("epochs",)  # written by dvschultz's fork, without effect
@@ -57,28 +61,35 @@ _FORK_MAPPING_KEYS = (
 
 
 @dataclass(frozen=True)
-class NetworkPickle:
-    """The content of a snapshot: networks in eval mode, on the CPU, without gradients.
+class NetworkFile:
+    """The networks of a file, in eval mode, on the CPU, without gradients.
 
     Attributes:
-        G, D, G_ema: generator, discriminator, moving average of the generator.
+        G, D: generator and discriminator; None where the file has none.
+        G_ema: moving average of the generator.
         augment_pipe: the augmentation pipe with its strength `p`, or None.
         training_set_kwargs: plain settings of the data set, or None; nothing in it is ever called by name.
         path: where it was read from.
         sha256: digest of the file.
+        kind: the format, one of `recognise.READABLE`.
+        notes: sentences on what the file did not say and was assumed or estimated; empty for a snapshot.
+        config: what a file of ours says of its origin (training, licences), plain JSON values; None for other files.
     """
 
-    G: torch.nn.Module
-    D: torch.nn.Module
+    G: "torch.nn.Module | None"
+    D: "torch.nn.Module | None"
     G_ema: torch.nn.Module
     augment_pipe: "torch.nn.Module | None"
     training_set_kwargs: "dict | None"
     path: str
     sha256: str
+    kind: str = recognise.SNAPSHOT
+    notes: "tuple[str, ...]" = ()
+    config: "dict[str, Any] | None" = None
 
 
-def load(path_or_url: "str | os.PathLike", *, trust_source: bool = False) -> NetworkPickle:
-    """Load a snapshot without executing anything in it.
+def load(path_or_url: "str | os.PathLike", *, trust_source: bool = False) -> NetworkFile:
+    """Load a snapshot pickle without executing anything in it.
 
     Args:
         path_or_url: file of the StyleGAN2-ADA repository, of the StyleGAN3 repository's StyleGAN2, or ours.
@@ -97,11 +108,11 @@ def load(path_or_url: "str | os.PathLike", *, trust_source: bool = False) -> Net
         found = _revive_all(_checked(data)) if trust_source else parse(data)
     except PickleError as error:
         raise PickleError(f"{name}: {error}") from None
-    return NetworkPickle(**found, path=os.fspath(path_or_url), sha256=hashlib.sha256(data).hexdigest())
+    return NetworkFile(**found, path=os.fspath(path_or_url), sha256=hashlib.sha256(data).hexdigest())
 
 
 def parse(data: bytes) -> dict[str, Any]:
-    """Build our networks from the bytes of a snapshot; the values of `KEYS`.
+    """Build our networks from the bytes of a snapshot; the values of `KEYS`, G and D None where the file has none.
 
     Raises:
         PickleError: see `load`; the message lacks the file's name.
@@ -109,6 +120,9 @@ def parse(data: bytes) -> dict[str, Any]:
     root = _checked(data)
     result: dict[str, Any] = {}
     for key in ("G", "D", "G_ema"):
+        if root.get(key) is None:
+            result[key] = None
+            continue
         settings = discriminator_settings(root[key]) if key == "D" else generator_settings(root[key])
         cls = networks.Discriminator if key == "D" else networks.Generator
         result[key] = build(cls, settings, module_tensors(root[key]), key)
@@ -154,41 +168,6 @@ def save(
     content["training_set_kwargs"] = writer.plain(training_set_kwargs, "training_set_kwargs")
     with atomic_file(path) as stream:
         _SnapshotPickler(stream, writer).dump(content)
-
-
-def identify(document: Document) -> tuple[str, str]:
-    """Name the format of a file from its globals and keys.
-
-    Args:
-        document: result of `pickle_reader.survey`.
-
-    Returns:
-        A code ('snapshot', 'legacy-tf', 'stylegan3', ...; 'unknown' if nothing fits) and a description in words.
-    """
-    root = document.root
-    if document.container != "pickle":
-        return _identify_torch(root)
-    records = root if isinstance(root, (tuple, list)) else [root]
-    tf = [r for r in records[:3] if isinstance(r, ObjectRecord) and r.name == "dnnlib.tflib.network.Network"]
-    if tf:
-        version = tf[0].state.get("version") if isinstance(tf[0].state, dict) else None
-        if type(version) is int and version < 4:
-            return "stylegan1-tf", f"a TensorFlow StyleGAN1 pickle (version {version})"
-        return "legacy-tf", "a TensorFlow StyleGAN2 pickle"
-    if any(name.startswith("R3GAN.") for name in document.globals):
-        return "r3gan", "an R3GAN pickle"
-    if isinstance(root, dict):
-        generator = next((root[key] for key in ("G_ema", "G") if isinstance(root.get(key), PersistentRecord)), None)
-        if generator is not None:
-            children = generator.table("_modules")
-            synthesis, mapping = children.get("synthesis"), children.get("mapping")
-            if isinstance(synthesis, PersistentRecord) and "input" in synthesis.table("_modules"):
-                if isinstance(mapping, PersistentRecord) and "embed_proj" in mapping.table("_modules"):
-                    return "stylegan-xl", "a StyleGAN-XL pickle"
-                return "stylegan3", "a StyleGAN3 pickle"
-            if isinstance(synthesis, PersistentRecord) and "b4" in synthesis.table("_modules"):
-                return "snapshot", "a StyleGAN2 snapshot"
-    return "unknown", "no known kind of network file"
 
 
 def generator_settings(record: PersistentRecord) -> dict:
@@ -279,7 +258,9 @@ def module_tensors(record: PersistentRecord) -> dict[str, TensorRecord]:
     return tensors
 
 
-def build(cls: type, settings: dict, tensors: dict[str, TensorRecord], what: str) -> torch.nn.Module:
+def build(
+    cls: type, settings: dict, tensors: "Mapping[str, TensorRecord | torch.Tensor]", what: str, *, computed: str = ""
+) -> torch.nn.Module:
     """Make one of our modules and fill it with recorded numbers, by name; buffer or parameter does not matter.
 
     The memory taken is bounded by the numbers in the file, whatever the settings say.
@@ -287,8 +268,9 @@ def build(cls: type, settings: dict, tensors: dict[str, TensorRecord], what: str
     Args:
         cls: our class.
         settings: its constructor arguments.
-        tensors: recorded parameters and buffers.
+        tensors: parameters and buffers, recorded in a file or at hand.
         what: name in messages.
+        computed: last part of the names of buffers that the constructor computes and the file need not have.
 
     Raises:
         PickleError: the settings do not make such a module, or names, shapes or types differ.
@@ -296,11 +278,7 @@ def build(cls: type, settings: dict, tensors: dict[str, TensorRecord], what: str
     _check_settings(settings, what)
     order = {name: index for index, name in enumerate(inspect.signature(cls).parameters)}
     settings = {key: settings[key] for key in sorted(settings, key=lambda key: order.get(key, len(order)))}
-    blobs = [(record.storage.blob, record.storage.numel) for record in tensors.values()]
-    stored = {(id(blob.data), blob.start): numel for blob, numel in blobs if blob is not None}
-    shown = sum(record.numel for record in tensors.values())
-    if shown > 2 * sum(stored.values()):
-        raise PickleError(f"{what}: its tensors show far more numbers than the file stores; damaged or hostile")
+    shown = check_stored(tensors, what)
     try:
         with _MemoryBudget(2 * shown + 4096):
             module = cls(**settings)
@@ -308,19 +286,42 @@ def build(cls: type, settings: dict, tensors: dict[str, TensorRecord], what: str
         reason = printable(" ".join(str(e).split()), 160)
         raise PickleError(f"{what}: its settings make no {cls.__name__} here ({reason}); {REMEDY}") from e
     own = dict(module.named_parameters()) | dict(module.named_buffers())
+    if computed:
+        own = {name: t for name, t in own.items() if name in tensors or name.rpartition(".")[2] != computed}
     for name in [*own, *tensors]:
         if name not in tensors or name not in own:
             which = "lacks" if name not in tensors else "has the unknown tensor"
             raise PickleError(f"{what} {which} {printable(name)!r}; the architecture is not StyleGAN2's; {REMEDY}")
-        if tuple(own[name].shape) != tensors[name].size:
-            got, wanted = list(tensors[name].size), list(own[name].shape)
+        got, wanted = list(size_of(tensors[name])), list(own[name].shape)
+        if got != wanted:
             raise PickleError(f"{what}: {name!r} has shape {got}, its settings say {wanted}; the file is damaged")
         if not tensors[name].dtype.is_floating_point:
             raise PickleError(f"{what}: {name!r} is {tensors[name].dtype}, wanted floating point; {REMEDY}")
     with torch.no_grad():
         for name, tensor in own.items():
-            tensor.copy_(tensors[name].tensor())
+            value = tensors[name]
+            tensor.copy_(value.tensor() if isinstance(value, TensorRecord) else value)
     return module.eval().requires_grad_(False)
+
+
+def size_of(tensor: "TensorRecord | torch.Tensor") -> tuple[int, ...]:
+    """Shape of a recorded tensor or of one at hand."""
+    return tensor.size if isinstance(tensor, TensorRecord) else tuple(tensor.shape)
+
+
+def check_stored(tensors: "Mapping[str, TensorRecord | torch.Tensor]", what: str) -> int:
+    """Number of elements that the tensors show together.
+
+    Raises:
+        PickleError: far more than the file stores, so that copying them out would fill the memory.
+    """
+    records = [tensor for tensor in tensors.values() if isinstance(tensor, TensorRecord)]
+    blobs = [(record.storage.blob, record.storage.numel) for record in records]
+    stored = {(id(blob.data), blob.start): numel for blob, numel in blobs if blob is not None}
+    shown = sum(record.numel for record in records)
+    if shown > 2 * sum(stored.values()):
+        raise PickleError(f"{what}: its tensors show far more numbers than the file stores; damaged or hostile")
+    return shown + sum(tensor.numel() for tensor in tensors.values() if isinstance(tensor, torch.Tensor))
 
 
 class _MemoryBudget(TorchFunctionMode):
@@ -343,10 +344,12 @@ class _MemoryBudget(TorchFunctionMode):
 def _checked(data: bytes) -> dict:
     """The top-level dict of a snapshot that stays within the allow-list."""
     document = pickle_reader.survey(data)
-    code, words = identify(document)
-    if code not in ("snapshot", "unknown"):
-        remedy = "this version does not convert it" if code == "legacy-tf" else "this format is not supported"
-        raise PickleError(f"this is {words}, wanted a StyleGAN2-ADA snapshot; {remedy}; {REMEDY}")
+    code, words = recognise.identify(document)
+    if code not in (recognise.SNAPSHOT, recognise.UNKNOWN):
+        reason = recognise.FOREIGN[code][1] if code in recognise.FOREIGN else "not a snapshot pickle"
+        raise PickleError(f"this is {words}, wanted a StyleGAN2-ADA snapshot; {reason}; {REMEDY}")
+    if document.container != "pickle":
+        raise PickleError(f"not a snapshot pickle but a file of torch.save; {REMEDY}")
     if document.refusals:
         raise PickleError(document.refusals[0])
     if document.damage is not None:
@@ -358,8 +361,10 @@ def _checked(data: bytes) -> dict:
             f"not a network snapshot: the top level is a {what}, wanted a dict with G, D and G_ema; {REMEDY}"
         )
     for key in ("G", "D", "G_ema"):
+        if root.get(key) is None and key != "G_ema":  # some forks keep the moving average only
+            continue
         if key not in root:
-            raise PickleError(f"not a full network snapshot: it has no {key}, wanted G, D and G_ema; {REMEDY}")
+            raise PickleError(f"not a network snapshot: it has no {key}, wanted G, D and G_ema; {REMEDY}")
         if not isinstance(root[key], PersistentRecord):
             what = pickle_reader.describe(root[key])
             raise PickleError(f"not a network snapshot: {key} is a {what}, wanted a network; {REMEDY}")
@@ -456,24 +461,6 @@ def _check_settings(settings: dict, what: str) -> None:
                 raise PickleError(
                     f"{what}: setting {printable(str(key))} is {value}, over the limit of {limit}; {REMEDY}"
                 )
-
-
-def _identify_torch(root: Any) -> tuple[str, str]:
-    """Checkpoints of other code bases, all made with torch.save."""
-    keys = root if isinstance(root, dict) else {}
-    if "GAN" in keys and "version" in keys:
-        return "lucidrains", "a lucidrains stylegan2-pytorch checkpoint"
-    if {"generator", "discriminator", "g_running"} <= set(keys) or any(
-        isinstance(key, str) and key.startswith("generator.progression.") for key in keys
-    ):
-        return "stylegan1-rosinality", "a rosinality StyleGAN1 checkpoint"
-    for key in ("g_ema", "g"):
-        state = keys.get(key)
-        if isinstance(state, dict) and "input.input" in state:
-            if "iwt.ll" in state:
-                return "swagan-rosinality", "a rosinality SWAGAN checkpoint"
-            return "rosinality", "a rosinality stylegan2-pytorch checkpoint"
-    return "torch", "a file of torch.save"
 
 
 def _revive_all(root: dict) -> dict[str, Any]:
@@ -636,6 +623,17 @@ class _Writer:
         raise ValueError(
             f"{what} holds a {type(value).__name__}, which cannot go into a snapshot; keep plain settings there"
         )
+
+
+def keyword_settings(module: torch.nn.Module) -> dict[str, Any]:
+    """The call that made a persistent module, with keywords only and plain values.
+
+    Raises:
+        ValueError: a value is not plain.
+    """
+    attributes = vars(module)
+    settings = _as_keywords(type(module), attributes.get("_init_args", ()), attributes.get("_init_kwargs", {}))
+    return _Writer().plain(dict(settings), f"the settings of {type(module).__name__}")
 
 
 def _as_keywords(cls: type, args: tuple, kwargs: dict) -> dict:

@@ -115,7 +115,7 @@ def command(
 
     seeds = list(dict.fromkeys(seeds))
     generate.check_outdir(outdir)
-    loaded = generate.open_network(network, device)
+    loaded = generate.open_network(network, device, say=say)
     paths = generate.write_images(
         loaded, seeds, outdir, class_index=class_index, trunc=trunc, noise_mode=noise_mode, say=say
     )

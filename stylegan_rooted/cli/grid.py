@@ -63,7 +63,7 @@ def command(
         cols, rows = cols or COLS, rows or ROWS
     with usage_errors():
         size = generate.grid_shape(len(seeds), cols, rows)
-    loaded = generate.open_network(network, device)
+    loaded = generate.open_network(network, device, say=say)
     with image_bar(len(seeds)) as bar:
         generate.write_grid(
             loaded,

@@ -1,4 +1,4 @@
-"""`stylegan-rooted inspect FILE`: what is in a pickle, without executing it."""
+"""`stylegan-rooted inspect FILE`: what is in a network file, without executing it."""
 
 import click
 
@@ -7,11 +7,12 @@ import click
 @click.argument("file", metavar="FILE")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 def command(file: str, as_json: bool) -> None:
-    """Tell what is in the pickle FILE (a path or URL) without executing anything in it.
+    """Tell what is in FILE (a path, URL or folder) without executing anything in it.
 
-    Shows the format, the networks with their sizes and settings, the recorded data set, the functions and classes the
-    file asks for, the digest of embedded source text, and two verdicts: whether the file is safe (nothing outside the
-    allow-list of snapshots) and whether it loads here. Hostile and damaged files are described, too; exit code 0.
+    Shows the format, the networks with their sizes and settings, the recorded data set and training options, the
+    functions and classes the file asks for, the digest of embedded source text, and two verdicts: whether the file is
+    safe (nothing outside the format's allow-list) and whether it loads here. Hostile and damaged files are described,
+    too; exit code 0.
     """
     from stylegan_rooted.inspect import format_report, inspect_file
 

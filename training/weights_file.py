@@ -1,0 +1,185 @@
+"""Our own form: a `.safetensors` file whose header also says architecture, training and licences, as JSON.
+
+One file holds G, D and G_ema, or G_ema alone, which makes images. Tensors are called `G_ema.mapping.fc0.weight` etc.
+The header's entry `config` is everything that is not a tensor; `config.json` beside a `model.safetensors` says the same
+for people and other tools, and counts where the header has none. The only file that imports safetensors.
+Documented in docs/formats.md.
+"""
+
+import json
+import os
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeGuard
+
+import safetensors
+import safetensors.torch
+import torch
+
+from dnnlib.util import naming
+from torch_utils.pickle_reader import PickleError, printable
+from training import augment, network_pickle, networks, recognise
+
+FORMAT = "stylegan-rooted weights 1"
+MODEL_TYPE = "stylegan2"
+NETWORKS = ("G", "D", "G_ema", "augment_pipe")
+CLASSES: dict[str, type] = {
+    "G": networks.Generator,
+    "D": networks.Discriminator,
+    "G_ema": networks.Generator,
+    "augment_pipe": augment.AugmentPipe,
+}
+DTYPES = {"float32": torch.float32, "float16": torch.float16}
+MAX_CONFIG_BYTES = 1 << 20
+REMEDY = "give a file that stylegan-rooted convert or finetune wrote, or see docs/formats.md"
+
+
+def save(
+    path: "str | os.PathLike",
+    *,
+    G_ema: torch.nn.Module,
+    G: "torch.nn.Module | None" = None,
+    D: "torch.nn.Module | None" = None,
+    augment_pipe: "torch.nn.Module | None" = None,
+    about: "Mapping[str, Any] | None" = None,
+    dtype: str = "float32",
+) -> dict[str, Any]:
+    """Write a `.safetensors` file atomically; equal content gives equal bytes.
+
+    With G_ema alone it is an inference file: `generate`, `grid`, `report` and `convert` take it like a snapshot,
+    `finetune` starts a new discriminator beside it.
+
+    Args:
+        path: file to write; an existing one is replaced when the new one is complete.
+        G_ema: moving average of the generator.
+        G, D, augment_pipe: what training goes on from, or None.
+        about: plain JSON values on origin: training, licences, data set and the like; see docs/formats.md.
+        dtype: 'float32', or 'float16' for half the size (numbers are rounded, the networks stay as they are).
+
+    Returns:
+        The configuration in the header.
+
+    Raises:
+        ValueError: unknown dtype, or `about` is not plain.
+    """
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype {dtype} is unknown; one of {', '.join(DTYPES)}")
+    path = Path(path)
+    given = {"G": G, "D": D, "G_ema": G_ema, "augment_pipe": augment_pipe}
+    nets = {key: net for key, net in given.items() if net is not None}
+    config = configuration(nets, about or {}, dtype)
+    tensors = {}
+    for key, net in nets.items():
+        for name, tensor in {**dict(net.named_parameters()), **dict(net.named_buffers())}.items():
+            tensors[f"{key}.{name}"] = tensor.detach().to("cpu", DTYPES[dtype]).contiguous().clone()
+    data = safetensors.torch.save(tensors, {"config": json.dumps(config)})  # one entry: several have no fixed order
+    partial = path.with_name(f"{path.name}.tmp-{os.getpid()}")
+    try:
+        with naming(path), open(partial, "wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    return config
+
+
+def configuration(nets: Mapping[str, torch.nn.Module], about: Mapping[str, Any], dtype: str) -> dict[str, Any]:
+    """What the header says: format, architecture of each network as constructor arguments, and `about`.
+
+    Raises:
+        ValueError: a setting is no plain value, or `about` uses a key of ours.
+    """
+    config: dict[str, Any] = {"format": FORMAT, "model_type": MODEL_TYPE, "dtype": dtype, "networks": {}}
+    for key, net in nets.items():
+        config["networks"][key] = network_pickle.keyword_settings(net)
+    taken = sorted(set(config) & set(about))
+    if taken:
+        raise ValueError(f"about has {', '.join(taken)}, which the file says itself; use other names")
+    config |= about
+    try:
+        return json.loads(json.dumps(config, allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"about holds something that JSON has not ({error}); keep plain values there") from None
+
+
+def is_ours(config: "dict[str, Any] | None") -> TypeGuard[dict[str, Any]]:
+    """Whether a configuration is one that `save` wrote."""
+    return config is not None and config.get("format") == FORMAT
+
+
+def build(tensors: Mapping[str, torch.Tensor], config: dict[str, Any]) -> dict[str, Any]:
+    """Our networks from the tensors and the configuration of a file of ours (see `read`).
+
+    Returns:
+        G, D, G_ema, augment_pipe, training_set_kwargs, notes and config, as in `network_pickle.NetworkFile`.
+
+    Raises:
+        PickleError: the tensors are not those that the configuration describes.
+    """
+    described = config.get("networks")
+    if not isinstance(described, dict) or not described or set(described) - set(NETWORKS):
+        raise PickleError(f"its configuration describes no networks; {REMEDY}")
+    result: dict[str, Any] = dict.fromkeys(NETWORKS)
+    for key, settings in described.items():
+        if not isinstance(settings, dict):
+            raise PickleError(f"the settings of {key} are not a JSON object; {REMEDY}")
+        prefix = f"{key}."
+        own = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+        result[key] = network_pickle.build(CLASSES[key], settings, own, key)
+    if result["G_ema"] is None:
+        raise PickleError(f"it has no G_ema, which every file of ours has; {REMEDY}")
+    kwargs = config.get("training_set_kwargs")
+    notes = config.get("notes", [])
+    return {
+        **result,
+        "training_set_kwargs": kwargs if isinstance(kwargs, dict) else None,
+        "notes": tuple(printable(str(note), 300) for note in notes[:20]) if isinstance(notes, list) else (),
+        "config": config,
+    }
+
+
+def read(
+    data: bytes, beside: "str | os.PathLike | None" = None
+) -> "tuple[dict[str, torch.Tensor], dict[str, Any] | None]":
+    """Tensors and configuration of a safetensors file, whoever wrote it.
+
+    Args:
+        data: the whole file.
+        beside: file with the configuration, for a file whose header has none; it need not exist.
+
+    Returns:
+        The tensors, and the configuration or None.
+
+    Raises:
+        PickleError: damaged.
+    """
+    if not recognise.is_safetensors(data):
+        raise PickleError(f"not a safetensors file; {REMEDY}")
+    try:
+        tensors = safetensors.torch.load(data)
+    except (safetensors.SafetensorError, ValueError, KeyError, RuntimeError, TypeError, OverflowError) as error:
+        raise PickleError(f"damaged safetensors file ({printable(' '.join(str(error).split()), 160)})") from error
+    length = struct.unpack_from("<Q", data)[0]
+    header = json.loads(data[8 : 8 + length])
+    text = header.get("__metadata__", {}).get("config")
+    if text is None and beside is not None and Path(beside).is_file():
+        with naming(beside), open(beside, "rb") as stream:
+            text = stream.read(MAX_CONFIG_BYTES + 1)
+    return tensors, None if text is None else _as_config(text)
+
+
+def _as_config(text: "str | bytes") -> dict[str, Any]:
+    """Parse JSON of bounded size."""
+    if len(text) > MAX_CONFIG_BYTES:
+        raise PickleError(f"its configuration has more than {MAX_CONFIG_BYTES} bytes; damaged or hostile")
+    try:
+        config = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise PickleError(f"its configuration is no JSON ({printable(str(error), 80)})") from None
+    if not isinstance(config, dict):
+        raise PickleError("its configuration is no JSON object; damaged")
+    return config
