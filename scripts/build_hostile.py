@@ -529,7 +529,7 @@ def broken() -> Iterator[Case]:
     yield "git_lfs", "broken", "a git-lfs pointer", b"version https://git-lfs.github.com/spec/v1\nsize 9\n"
     yield "gzip", "broken", "a compressed snapshot", gzip.compress(real[:2000], mtime=0)
     yield "utf16", "broken", "text in another encoding", "hello".encode("utf-16")
-    yield "no_discriminator", "broken", "a dict without D", control(lambda root: root.pop("D"))
+    yield "no_moving_average", "broken", "a dict without G_ema", control(lambda root: root.pop("G_ema"))
     yield "networks_are_text", "broken", "text in place of networks", with_entries(G="G", D="D", G_ema="G")
 
 

@@ -86,7 +86,7 @@ class TookTooLong(BaseException):
 def read(data: bytes, path: Path, guard: Guard) -> dict[str, Any]:
     """Give one file to both doors; tell what came of it."""
     from stylegan_rooted.inspect import inspect_file
-    from training import network_pickle
+    from training import network_file, network_pickle
 
     path.write_bytes(data)
     result: dict[str, Any] = {"verdict": "loaded"}
@@ -96,7 +96,7 @@ def read(data: bytes, path: Path, guard: Guard) -> dict[str, Any]:
     guard.armed = True
     try:
         try:
-            network_pickle.load(path)
+            network_file.load(path)
         except (network_pickle.PickleError, ValueError) as error:
             result = {"verdict": "refused", "message": str(error)}
             if not str(error).isprintable() or len(str(error)) > MAX_MESSAGE:
