@@ -206,12 +206,71 @@ class FeatureStats:
                 kept[slot] = rows[i]
 
 
+class Precomputed(FeatureStats):
+    """A mean and a covariance that somebody else computed, perhaps with the features; the number of images is unknown.
+
+    Its covariance is taken as it is stored, whatever convention is asked for.
+    """
+
+    def __init__(self, mean: np.ndarray, sigma: np.ndarray | None, features: np.ndarray | None, source: Source) -> None:
+        super().__init__(len(mean), source=source)
+        self._mean = mean
+        self._sigma = sigma
+        if features is not None:
+            self._rows, self.num = [np.asarray(features, np.float32)], len(features)
+
+    def cov(self, convention: str) -> np.ndarray:
+        """The covariance as stored."""
+        if self._sigma is None:
+            raise MetricUnavailable("the reference holds features of KID only; FID needs its mu and sigma")
+        return self._sigma
+
+
+def read_reference(path: str | Path, extractor: FeatureExtractor) -> Precomputed:
+    """Precomputed statistics of real images: clean-fid's files and those of NVIDIA's later repositories.
+
+    Both are npz archives with `mu` [D] and `sigma` [D, D]; clean-fid's files for KID hold `feats` [N, D]. Such a file
+    does not say which network made it: that it fits the extractor is up to whoever names it.
+
+    Raises:
+        OSError: The file cannot be read.
+        ValueError: It is something else, or of another number of features.
+    """
+    data = Path(path).read_bytes()
+    try:
+        with np.load(io.BytesIO(data), allow_pickle=False) as archive:
+            arrays = {name: np.asarray(archive[name]) for name in ("mu", "sigma", "feats") if name in archive.files}
+    except Exception as error:  # a damaged zip raises many kinds
+        raise ValueError(f"{path} is not an npz file of arrays ({error})") from error
+    feats, size = arrays.get("feats"), extractor.num_features
+    shapes = {"mu": (size,), "sigma": (size, size), "feats": (len(feats), size) if feats is not None else None}
+    if not {"mu", "sigma"} <= set(arrays) and feats is None:
+        raise ValueError(
+            f"{path} holds neither mu and sigma nor feats: it is no reference of clean-fid or NVIDIA's kind"
+        )
+    for name, array in arrays.items():
+        if array.dtype.kind != "f" or array.shape != shapes[name] or not np.isfinite(array).all():
+            raise ValueError(
+                f"{path}: {name} is {array.dtype} {list(array.shape)}, the {extractor.name} detector wants finite "
+                f"numbers {list(shapes[name] or ())}"
+            )
+    mean = arrays.get("mu", feats.mean(0) if feats is not None else None)
+    sigma = arrays.get("sigma")
+    return Precomputed(
+        np.asarray(mean, np.float64),
+        None if sigma is None else sigma.astype(np.float64),
+        feats,
+        Source.of(extractor),
+    )
+
+
 def accumulate(
     images: Iterable[torch.Tensor | np.ndarray],
     extractor: FeatureExtractor,
     *,
     num: int | None = None,
     max_rows: int = 50_000,
+    also: Callable[[torch.Tensor], None] | None = None,
 ) -> FeatureStats:
     """Statistics of a stream of image batches.
 
@@ -220,6 +279,7 @@ def accumulate(
         extractor: What turns them into features.
         num: Stop after so many images; None takes all.
         max_rows: See `FeatureStats`.
+        also: Is shown every batch too.
 
     Raises:
         ValueError: If a batch is not of that type and shape.
@@ -228,13 +288,13 @@ def accumulate(
     for batch in images:
         batch = torch.as_tensor(batch)
         if batch.dtype != torch.uint8 or batch.ndim != 4 or batch.shape[1] not in (1, 3):
-            raise ValueError(
-                f"got images {batch.dtype} {list(batch.shape)}, wanted uint8 [N, 3, H, W] or [N, 1, H, W]"
-            )
+            raise ValueError(f"got images {batch.dtype} {list(batch.shape)}, wanted uint8 [N, 3, H, W] or [N, 1, H, W]")
         if num is not None:
             batch = batch[: num - stats.num]
         if len(batch):
             stats.append(extractor(batch))
+            if also is not None:
+                also(batch)
         if num is not None and stats.num >= num:
             break
     return stats

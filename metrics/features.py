@@ -9,22 +9,30 @@ import hashlib
 import importlib
 import os
 import platform
+import re
 import sys
 import tempfile
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol
 
 import numpy as np
+import safetensors.torch
 import torch
 
+from dnnlib.util import is_url, make_cache_dir_path, open_url
 from metrics import feature_net
 
 INCEPTION_FILE = "inception-2015-12-05.pt"
 INCEPTION_URL = f"https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/{INCEPTION_FILE}"
-INCEPTION_MODES = ("clean", "legacy_tensorflow")
-EXTRACTORS = ("inception", "embedded")
+INCEPTION_MODES = ("clean", "legacy_tensorflow", "legacy_pytorch")
+PYTORCH_FILE = "pt_inception-2015-12-05-6726825d.pth"
+PYTORCH_URL = f"https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/{PYTORCH_FILE}"
+VGG16_FILE = "vgg16.pt"
+VGG16_URL = f"https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/{VGG16_FILE}"
+EXTRACTORS = ("inception", "embedded", "vgg16", "torchscript", "timm:MODEL")
 
 _libraries: list[torch.library.Library] = []  # schemas live as long as the object that declared them
 
@@ -37,7 +45,7 @@ class FeatureExtractor(Protocol):
     """Images to features.
 
     Attributes:
-        name: `inception` or `embedded`.
+        name: `inception`, `embedded`, `vgg16`, `torchscript` or `timm:MODEL`.
         digest: SHA-256 of the weights file.
         num_features: Length D of a feature row.
         headline: `FID` where the figures may be called FID and KID, `FD` where they are called FD and KD.
@@ -61,29 +69,70 @@ def get_extractor(
     mode: str = "clean",
     detector: str | Path | None = None,
     device: torch.device | str = "cpu",
-    allow_download: bool = False,
 ) -> FeatureExtractor:
     """Build a feature extractor.
 
     Args:
-        name: `inception` (clean-fid's) or `embedded` (the network that ships with the project).
-        mode: For `inception`, clean-fid's resizing: `clean` (antialiased bicubic to 299) or `legacy_tensorflow` (the
-            network's own, comparable with figures of the ADA family).
-        detector: Weights file. Required for `embedded`; for `inception` None means clean-fid's own place.
+        name: `inception` (clean-fid's), `embedded` (the network that ships with the project), `vgg16` (the ADA family's
+            TorchScript file, for precision, recall and path length), `torchscript` (any such file that maps float
+            [N, 3, H, W] in [0, 255] to rows of numbers) or `timm:MODEL` (a model of the timm package, DINOv2 among
+            them, with weights from a file).
+        mode: For `inception`, clean-fid's resizing: `clean` (antialiased bicubic to 299), `legacy_tensorflow` (the
+            network's own, comparable with figures of the ADA family) or `legacy_pytorch` (bilinear without
+            antialiasing; other weights).
+        detector: Weights: a file, or a URL that ends in `#sha256=DIGEST`. Only `inception` and `vgg16` have a place of
+            their own where None looks.
         device: Where to compute.
-        allow_download: Let clean-fid fetch the Inception weights if, and only if, they are not in its own place.
 
     Raises:
-        ValueError: For an unknown name or mode, or `embedded` without its file.
-        MetricUnavailable: If weights or clean-fid are missing or unusable.
+        ValueError: For an unknown name or mode, or a missing or unusable `detector`.
+        MetricUnavailable: If weights or packages are missing or unusable.
     """
-    if name == "embedded":
-        if detector is None:
-            raise ValueError("the embedded extractor needs the path of its weights file as `detector`")
-        return EmbeddedExtractor(detector, device=device)
+    if name == "inception" and mode not in INCEPTION_MODES:
+        raise ValueError(f"got mode {mode!r}, wanted one of {', '.join(INCEPTION_MODES)}")
     if name == "inception":
-        return InceptionExtractor(mode=mode, detector=detector, device=device, allow_download=allow_download)
+        return (
+            PytorchInception(detector, device)
+            if mode == "legacy_pytorch"
+            else InceptionExtractor(mode, detector, device)
+        )
+    if name == "vgg16":
+        return Vgg16Extractor(detector, device)
+    if detector is None and name in ("embedded", "torchscript"):
+        raise ValueError(f"the {name} detector needs its weights: name the file with --detector-file FILE")
+    if name == "embedded":
+        return EmbeddedExtractor(str(detector), device=device)
+    if name == "torchscript":
+        return TorchScriptExtractor(str(detector), device)
+    if name.startswith("timm:"):
+        return TimmExtractor(name.removeprefix("timm:"), detector, device)
     raise ValueError(f"got extractor {name!r}, wanted one of {', '.join(EXTRACTORS)}")
+
+
+def weights_file(where: str | Path, cache_dir: str | Path | None = None) -> Path:
+    """The local file behind a path or a URL; a download happens once, and only against a digest.
+
+    Args:
+        where: A path, or `https://…#sha256=DIGEST`.
+        cache_dir: Where downloads are kept; None takes the folder `detectors` of the cache.
+
+    Raises:
+        ValueError: A URL without a digest.
+        MetricUnavailable: No such file, no network, or another digest.
+    """
+    if not is_url(str(where)):
+        path = Path(where)
+        if not path.is_file():
+            raise MetricUnavailable(f"{path} is no file; name the detector's weights with --detector-file FILE")
+        return _checked_name(path)
+    url, _, digest = str(where).partition("#sha256=")
+    if not re.fullmatch(r"[0-9a-fA-F]{64}", digest):
+        raise ValueError(f"{where}: weights are downloaded only against their digest; write {url}#sha256=DIGEST")
+    folder = cache_dir or make_cache_dir_path("detectors")
+    try:
+        return Path(open_url(url, cache_dir=folder, verbose=False, return_filename=True, sha256=digest.lower()))
+    except (OSError, ValueError) as error:
+        raise MetricUnavailable(f"cannot fetch the detector: {' '.join(str(error).split())}") from error
 
 
 class EmbeddedExtractor:
@@ -113,16 +162,9 @@ class InceptionExtractor:
     num_features = 2048
 
     def __init__(
-        self,
-        *,
-        mode: str = "clean",
-        detector: str | Path | None = None,
-        device: torch.device | str = "cpu",
-        allow_download: bool = False,
+        self, mode: str = "clean", detector: str | Path | None = None, device: torch.device | str = "cpu"
     ) -> None:
-        if mode not in INCEPTION_MODES:
-            raise ValueError(f"got mode {mode!r}, wanted one of {', '.join(INCEPTION_MODES)}")
-        path = find_inception(detector, allow_download=allow_download)
+        path = find_inception(detector)
         self.resize = mode
         self.digest = _sha256(path)
         self._device = torch.device(device)
@@ -130,21 +172,145 @@ class InceptionExtractor:
         self._model = _load_inception(path, resize_inside=mode == "legacy_tensorflow").to(self._device)
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        x = self._prepared(images)
+        with torch.no_grad(), _quiet(), _failing_as_unavailable("Inception", x):
+            return self._model(x).to(torch.float32)
+
+    def probabilities(self, images: torch.Tensor) -> torch.Tensor:
+        """Class probabilities float32 [N, 1008], without the last layer's bias, for the Inception score.
+
+        The network's own resize is used whatever the mode, as its classifier expects; it runs once more for this.
+        """
+        x = images.expand(-1, 3, -1, -1).to(self._device, torch.float32)
+        with torch.no_grad(), _quiet(), _failing_as_unavailable("Inception", x):
+            return self._model.base(x, no_output_bias=True).to(torch.float32)
+
+    def _prepared(self, images: torch.Tensor) -> torch.Tensor:
         x = images.expand(-1, 3, -1, -1)
         if self.resize == "clean":
-            x = self._resized(x)
-        with torch.no_grad(), _quiet():
-            try:
-                return self._model(x.to(self._device, torch.float32)).to(torch.float32)
-            except RuntimeError as error:
-                reason = str(error).strip().splitlines()[-1]
-                raise MetricUnavailable(f"the Inception network failed on {list(x.shape)} images: {reason}") from error
+            x = _resized(x, self._resize_image)
+        return x.to(self._device, torch.float32, memory_format=torch.channels_last)
 
-    def _resized(self, images: torch.Tensor) -> torch.Tensor:
-        """clean-fid's resize to float32 [N, 3, 299, 299] in [0, 255], image by image on the CPU."""
-        with _quiet():
-            resized = [self._resize_image(image) for image in images.permute(0, 2, 3, 1).cpu().numpy()]
-        return torch.from_numpy(np.stack(resized)).permute(0, 3, 1, 2)
+
+class PytorchInception:
+    """Inception-v3 features [N, 2048] as pytorch-fid computed them, through clean-fid's `legacy_pytorch`."""
+
+    name = "inception"
+    headline = "FID"
+    num_features = 2048
+    resize = "legacy_pytorch"
+
+    def __init__(self, detector: str | Path | None, device: torch.device | str = "cpu") -> None:
+        place = Path(torch.hub.get_dir()) / "checkpoints" / PYTORCH_FILE
+        if detector is None and not place.is_file():
+            raise MetricUnavailable(
+                f"--detector-mode legacy_pytorch needs its own Inception weights: fetch {PYTORCH_URL} and put them at "
+                f"{place}, or name the file with --detector-file FILE"
+            )
+        path = weights_file(detector or place)
+        self.digest = _sha256(path)
+        self._device = torch.device(device)
+        self._resize_image = cleanfid_module("resize").build_resizer(self.resize)
+        self._model = _load_pytorch_inception(path).to(self._device, memory_format=torch.channels_last)
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        x = _resized(images.expand(-1, 3, -1, -1), self._resize_image).to(self._device) / 255
+        x = x.contiguous(memory_format=torch.channels_last)
+        with torch.no_grad(), _quiet(), _failing_as_unavailable("Inception", x):
+            return self._model(x)[0].flatten(1).to(torch.float32)
+
+
+class TorchScriptExtractor:
+    """Any TorchScript file that maps float [N, 3, H, W] in [0, 255] to rows of numbers.
+
+    TorchScript is a program: whoever names a file runs it. It has no access to files or the network of its own.
+    """
+
+    headline = "FD"
+    resize = "the network's own"
+    name = "torchscript"
+
+    def __init__(self, detector: str | Path, device: torch.device | str = "cpu") -> None:
+        path = weights_file(detector)
+        self.digest = _sha256(path)
+        self._device = torch.device(device)
+        self._module = _load_torchscript(path).to(self._device)
+        self.num_features = self(torch.zeros(2, 3, 64, 64, dtype=torch.uint8)).shape[1]
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        x = images.expand(-1, 3, -1, -1).to(self._device, torch.float32, memory_format=torch.channels_last)
+        with torch.no_grad(), _quiet(), _failing_as_unavailable("detector", x):
+            features = self._features(x)
+        if not isinstance(features, torch.Tensor) or features.ndim < 2 or len(features) != len(images):
+            raise MetricUnavailable(f"the {self.name} detector gives no row of numbers for each image")
+        return features.flatten(1).to(torch.float32)
+
+    def _features(self, x: torch.Tensor) -> torch.Tensor:
+        return self._module(x)
+
+
+class Vgg16Extractor(TorchScriptExtractor):
+    """The ADA family's VGG16: features [N, 4096] for precision and recall, LPIPS features for the path length."""
+
+    name = "vgg16"
+
+    def __init__(self, detector: str | Path | None, device: torch.device | str = "cpu") -> None:
+        place = Path(make_cache_dir_path("detectors")) / VGG16_FILE
+        if detector is None and not place.is_file():
+            raise MetricUnavailable(
+                f"the vgg16 detector needs its weights: fetch {VGG16_URL} and put them at {place}, "
+                "or name the file with --vgg-file FILE"
+            )
+        super().__init__(detector or place, device)
+
+    def perceive(self, images: torch.Tensor) -> torch.Tensor:
+        """Rows whose squared Euclidean distance is LPIPS, of images float [N, 3, H, W] in [0, 255]."""
+        with torch.no_grad(), _quiet(), _failing_as_unavailable("VGG16", images):
+            return self._module(images.to(self._device), resize_images=False, return_lpips=True)
+
+    def _features(self, x: torch.Tensor) -> torch.Tensor:
+        return self._module(x, return_features=True)
+
+
+class TimmExtractor:
+    """A model of the timm package without its classifier; weights from a file of tensors, never fetched by name."""
+
+    headline = "FD"
+
+    def __init__(self, model: str, detector: str | Path | None, device: torch.device | str = "cpu") -> None:
+        self.name = f"timm:{model}"
+        try:
+            with _quiet():
+                timm = _beside_torchvision("timm")
+        except ImportError as error:
+            raise MetricUnavailable(f"{self.name} needs the package timm ({error}): pip install timm") from error
+        if detector is None:
+            raise MetricUnavailable(f"{self.name} needs its weights: name the file with --detector-file FILE")
+        path = weights_file(detector)
+        self.digest = _sha256(path)
+        self._device = torch.device(device)
+        try:
+            with _quiet():
+                self._model = timm.create_model(model, pretrained=False, num_classes=0).eval()
+                missing = self._model.load_state_dict(_tensors_of(path), strict=False).missing_keys
+                if missing:  # more than it needs, as a classifier, is fine
+                    raise KeyError(f"it lacks {len(missing)} tensors, {missing[0]} among them")
+                config = timm.data.resolve_model_data_config(self._model)
+        except (RuntimeError, KeyError, ValueError, OSError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise MetricUnavailable(f"{path} does not serve {self.name}: {reason}") from error
+        self._model.to(self._device, memory_format=torch.channels_last)
+        self._size = tuple(config["input_size"][1:])
+        self._mean, self._std = (torch.tensor(config[key]).view(1, 3, 1, 1).to(self._device) for key in ("mean", "std"))
+        self.resize = f"antialiased bicubic to {self._size[0]}"
+        self.num_features = int(self._model.num_features)
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        x = images.expand(-1, 3, -1, -1).to(self._device, torch.float32) / 255
+        x = torch.nn.functional.interpolate(x, self._size, mode="bicubic", antialias=True).clamp_(0, 1)
+        x = ((x - self._mean) / self._std).contiguous(memory_format=torch.channels_last)
+        with torch.no_grad(), _quiet(), _failing_as_unavailable(self.name, x):
+            return self._model(x).to(torch.float32)
 
 
 def inception_home() -> Path:
@@ -152,19 +318,19 @@ def inception_home() -> Path:
     return Path("./") if platform.system() == "Windows" else Path("/tmp")  # as in cleanfid.features 0.1.35
 
 
-def find_inception(detector: str | Path | None = None, *, allow_download: bool = False) -> Path:
+def find_inception(detector: str | Path | None = None) -> Path:
     """The Inception weights file: the given one, else the one in clean-fid's own place.
 
     Raises:
         MetricUnavailable: If there is none, saying what to fetch and where to put it.
     """
     if detector is not None:
-        if not Path(detector).is_file():
-            raise MetricUnavailable(f"{detector} is no file; fetch {INCEPTION_URL} and name the file with --detector")
-        return Path(detector)
+        if not is_url(str(detector)) and not Path(detector).is_file():
+            raise MetricUnavailable(
+                f"{detector} is no file; fetch {INCEPTION_URL} and name the file with --detector-file"
+            )
+        return weights_file(detector)
     path = inception_home() / INCEPTION_FILE
-    if not path.is_file() and allow_download:
-        _download_inception(path)
     if not path.is_file():
         raise MetricUnavailable(
             f"FID and KID need the Inception weights: fetch {INCEPTION_URL} and put it at {path}, "
@@ -244,16 +410,67 @@ def _load_inception(path: Path, *, resize_inside: bool) -> Any:
             ) from error
 
 
-def _download_inception(path: Path) -> None:
-    """Fetch through clean-fid into a private folder, then move into place: a broken download leaves nothing behind."""
-    fetch = cleanfid_module("downloads_helper").check_download_inception
+def _load_pytorch_inception(path: Path) -> Any:
+    """clean-fid's class, which fetches its weights by itself: hand it those of the file instead."""
+    module = cleanfid_module("inception_pytorch")
+    weights, own = _tensors_of(path), module.load_state_dict_from_url
+    module.load_state_dict_from_url = lambda *args, **kwargs: weights
     try:
-        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-            os.replace(fetch(fpath=folder), path)
-    except OSError as error:
-        raise MetricUnavailable(
-            f"could not fetch {INCEPTION_URL} ({error}); put the file at {path} or name it with --detector-file FILE"
-        ) from error
+        with _quiet():
+            return module.InceptionV3(output_blocks=[3], resize_input=False).eval()
+    except (RuntimeError, KeyError, TypeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise MetricUnavailable(f"{path} does not hold the weights of pytorch-fid ({reason})") from error
+    finally:
+        module.load_state_dict_from_url = own
+
+
+def _load_torchscript(path: Path) -> Any:
+    try:
+        with _quiet():
+            return torch.jit.load(str(path), map_location="cpu").eval()
+    except (RuntimeError, ValueError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise MetricUnavailable(f"{path} is no TorchScript file ({reason})") from error
+
+
+def _tensors_of(path: Path) -> dict[str, torch.Tensor]:
+    """A state dict of tensors, from a safetensors or a torch file; nothing in it is executed."""
+    try:
+        if path.suffix == ".safetensors":
+            state = safetensors.torch.load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # pickle, zip and torch raise many kinds
+        reason = type(error).__name__
+        raise MetricUnavailable(f"{path} is no file of weights that can be read safely ({reason})") from error
+    if not isinstance(state, dict):
+        raise MetricUnavailable(f"{path} holds {type(state).__name__}, wanted a dict of tensors")
+    return state
+
+
+def _checked_name(path: Path) -> Path:
+    """Hold a file named NAME-XXXXXXXX.pth, as torch's hub names them, to these first digits of its SHA-256."""
+    match = re.search(r"-([0-9a-f]{8})\.pth$", path.name)
+    if match and not _sha256(path).startswith(match[1]):
+        raise MetricUnavailable(f"{path} is damaged: its SHA-256 does not start with {match[1]} as its name says")
+    return path
+
+
+def _resized(images: torch.Tensor, resize_image: Any) -> torch.Tensor:
+    """clean-fid's resize to float32 [N, 3, 299, 299] in [0, 255], image by image on the CPU."""
+    with _quiet():
+        resized = [resize_image(image) for image in images.permute(0, 2, 3, 1).cpu().numpy()]
+    return torch.from_numpy(np.stack(resized)).permute(0, 3, 1, 2)
+
+
+@contextlib.contextmanager
+def _failing_as_unavailable(what: str, x: torch.Tensor) -> Iterator[None]:
+    try:
+        yield
+    except (RuntimeError, TypeError) as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise MetricUnavailable(f"the {what} network failed on {list(x.shape)} images: {reason}") from error
 
 
 def _sha256(path: Path) -> str:

@@ -192,9 +192,7 @@ class _Pair:
                 f"got features of shapes {tuple(exact[0].shape)} and {tuple(exact[1].shape)}, wanted [N, D]"
             )
         if not all(len(rows) and torch.isfinite(rows).all() for rows in exact):
-            raise ValueError(
-                "a feature set is empty or holds non-finite numbers; look for NaN in the images"
-            )
+            raise ValueError("a feature set is empty or holds non-finite numbers; look for NaN in the images")
         self.centre = exact[0].double().mean(0)
         self.a, self.b = exact
         self.device = torch.device(device)

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from helpers import assert_close
 
+import dnnlib.util
 from metrics import features
 from metrics.feature_net import (
     LAYERS,
@@ -21,7 +23,7 @@ from metrics.feature_net import (
     save_feature_net,
 )
 from metrics.feature_stats import FeatureStats, Source, accumulate, dataset_stats
-from metrics.features import MetricUnavailable, cleanfid_module, find_inception, get_extractor
+from metrics.features import MetricUnavailable, cleanfid_module, find_inception, get_extractor, weights_file
 
 ASSETS = Path(__file__).resolve().parent.parent / "stylegan_rooted" / "assets"
 WEIGHTS = ASSETS / "feature-net.npz"
@@ -145,9 +147,13 @@ class StandIn(torch.nn.Module):
         linear = torch.nn.Linear(3 * 23 * 23, 2048)
         self.layers = torch.nn.Sequential(torch.nn.AvgPool2d(13), torch.nn.Flatten(), linear)
 
-    def forward(self, x: torch.Tensor, return_features: bool = False) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, return_features: bool = False, no_output_bias: bool = False) -> torch.Tensor:
         x = torch.nn.functional.interpolate(x, size=[299, 299], mode="bilinear", align_corners=False)
-        return self.layers((x - 128) / 128)
+        features = self.layers((x - 128) / 128)
+        if return_features:
+            return features
+        assert no_output_bias
+        return features[:, :1008].softmax(1)
 
 
 def have_cleanfid() -> None:
@@ -208,7 +214,8 @@ def clean_resize(images: torch.Tensor) -> torch.Tensor:
 def test_modes_differ_when_images_are_reduced(detector):
     have_cleanfid()
     images = pictures(2, 6, 500)
-    clean, legacy = (get_extractor("inception", mode=m, detector=detector)(images) for m in features.INCEPTION_MODES)
+    modes = ("clean", "legacy_tensorflow")
+    clean, legacy = (get_extractor("inception", mode=m, detector=detector)(images) for m in modes)
     assert float((clean - legacy).abs().max()) > 1e-3
 
 
@@ -223,36 +230,164 @@ def test_offline_without_weights_says_what_to_do(tmp_path, monkeypatch):
         get_extractor("inception", detector=tmp_path / "absent.pt")
 
 
-def test_own_place_is_used_and_nothing_is_fetched(tmp_path, monkeypatch, detector):
+def test_own_place_is_used(tmp_path, monkeypatch, detector):
     have_cleanfid()
     monkeypatch.setattr(features, "inception_home", lambda: tmp_path)
-    monkeypatch.setattr(features, "_download_inception", lambda path: pytest.fail("downloaded"))
     (tmp_path / features.INCEPTION_FILE).write_bytes(detector.read_bytes())
-    assert find_inception(allow_download=True) == tmp_path / features.INCEPTION_FILE
-    assert get_extractor("inception", allow_download=True)(pictures(1, 0)).shape == (1, 2048)
+    assert find_inception() == tmp_path / features.INCEPTION_FILE
+    assert get_extractor("inception")(pictures(1, 0)).shape == (1, 2048)
 
 
-def test_download_only_when_allowed_and_never_half(tmp_path, monkeypatch):
+# --- other extractors
+
+
+class Vgg(torch.nn.Module):
+    """Same interface as the family's VGG16."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = torch.nn.Linear(3, 4096)
+
+    def forward(
+        self, x: torch.Tensor, return_features: bool = False, resize_images: bool = True, return_lpips: bool = False
+    ) -> torch.Tensor:
+        if return_lpips:
+            assert not resize_images
+            return x.flatten(1) / 255
+        assert return_features
+        return self.linear(x.mean((2, 3)))
+
+
+class Plain(torch.nn.Module):
+    """Any network: a map per channel."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x[:, :, ::16, ::16]
+
+
+def scripted(module: torch.nn.Module, path: Path) -> Path:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.script(module.eval()).save(str(path))
+    return path
+
+
+def test_vgg16(tmp_path, monkeypatch):
+    path = scripted(Vgg(), tmp_path / "v.pt")
+    vgg, images = get_extractor("vgg16", detector=path), pictures(2, 0)
+    assert vgg(images).shape == (2, 4096) and (vgg.name, vgg.headline, vgg.num_features) == ("vgg16", "FD", 4096)
+    assert torch.equal(vgg.perceive(images.float()), images.float().flatten(1) / 255)
+    monkeypatch.setenv("STYLEGAN_ROOTED_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(MetricUnavailable) as caught:
+        get_extractor("vgg16")
+    assert features.VGG16_URL in str(caught.value) and "--vgg-file" in str(caught.value)
+
+
+def test_any_torchscript_file(tmp_path):
+    path = scripted(Plain(), tmp_path / "p.pt")
+    extractor = get_extractor("torchscript", detector=path)
+    assert extractor.digest == hashlib.sha256(path.read_bytes()).hexdigest() and extractor.num_features == 48
+    with pytest.raises(MetricUnavailable, match="no TorchScript file"):
+        get_extractor("torchscript", detector=WEIGHTS)
+    with pytest.raises(MetricUnavailable, match="failed on"):
+        get_extractor("vgg16", detector=path)
+
+
+def test_legacy_pytorch_takes_its_weights_from_the_file(tmp_path, monkeypatch):
     have_cleanfid()
-    monkeypatch.setattr(features, "inception_home", lambda: tmp_path)
-    helper = cleanfid_module("downloads_helper")
+    module = cleanfid_module("inception_pytorch")
 
-    def fetch(fpath):
-        path = Path(fpath) / features.INCEPTION_FILE
-        path.write_bytes(b"weights")
-        return str(path)
+    class Small(torch.nn.Module):
+        def __init__(self, output_blocks, resize_input):
+            super().__init__()
+            assert output_blocks == [3] and not resize_input
+            self.linear = torch.nn.Linear(3, 2048)
+            self.linear.load_state_dict(module.load_state_dict_from_url("https://example.invalid/weights"))
 
-    def broken(fpath):
-        fetch(fpath)
-        raise OSError("connection lost")
+        def forward(self, x):
+            assert 0 <= float(x.min()) and float(x.max()) <= 1 and x.shape[2:] == (299, 299)
+            return [self.linear(x.mean((2, 3)))[:, :, None, None]]
 
-    monkeypatch.setattr(helper, "check_download_inception", broken)
-    with pytest.raises(MetricUnavailable, match="connection lost"):
-        find_inception(allow_download=True)
-    assert not list(tmp_path.iterdir())
-    monkeypatch.setattr(helper, "check_download_inception", fetch)
-    assert find_inception(allow_download=True).read_bytes() == b"weights"
-    assert [path.name for path in tmp_path.iterdir()] == [features.INCEPTION_FILE]
+    monkeypatch.setattr(module, "InceptionV3", Small)
+    fetch = module.load_state_dict_from_url
+    state = torch.nn.Linear(3, 2048).state_dict()
+    torch.save(state, tmp_path / "w.pth")
+    extractor, images = get_extractor("inception", mode="legacy_pytorch", detector=tmp_path / "w.pth"), pictures(2, 1)
+    assert module.load_state_dict_from_url is fetch
+    x = torch.nn.functional.interpolate(images.float(), (299, 299), mode="bilinear", align_corners=False) / 255
+    expected = x.mean((2, 3)) @ state["weight"].T + state["bias"]
+    assert_close(extractor(images), expected, 1e-5, "legacy_pytorch")
+    assert (extractor.resize, extractor.headline) == ("legacy_pytorch", "FID")
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    with pytest.raises(MetricUnavailable, match="pt_inception-2015-12-05-6726825d.pth"):
+        get_extractor("inception", mode="legacy_pytorch")
+    (tmp_path / features.PYTORCH_FILE).write_bytes((tmp_path / "w.pth").read_bytes())
+    with pytest.raises(MetricUnavailable, match="does not start with 6726825d"):
+        get_extractor("inception", mode="legacy_pytorch", detector=tmp_path / features.PYTORCH_FILE)
+
+
+def test_downloads_need_a_digest_and_are_kept(tmp_path, monkeypatch):
+    content, fetched = b"weights", []
+
+    def fetch(url, file, *, num_attempts, verbose):
+        fetched.append(url)
+        file.write(content)
+
+    monkeypatch.setattr(dnnlib.util, "_download", fetch)
+    with pytest.raises(ValueError, match="only against their digest"):
+        weights_file("https://example.invalid/w.pt", tmp_path)
+    good = "https://example.invalid/w.pt#sha256=" + hashlib.sha256(content).hexdigest()
+    assert weights_file(good, tmp_path).read_bytes() == weights_file(good, tmp_path).read_bytes() == content
+    assert len(fetched) == 1
+    with pytest.raises(MetricUnavailable, match="expected 0000"):
+        weights_file("https://example.invalid/other.pt#sha256=" + "0" * 64, tmp_path)
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_timm_is_optional(tmp_path, monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(MetricUnavailable, match="pip install timm"):
+        get_extractor("timm:vit_small_patch14_dinov2", detector=WEIGHTS)
+
+
+def test_timm_models_take_weights_from_a_file(tmp_path, monkeypatch):
+    import sys
+    from types import SimpleNamespace
+
+    class Model(torch.nn.Module):
+        num_features = 5
+
+        def __init__(self):
+            super().__init__()
+            self.linear = torch.nn.Linear(3, 5)
+
+        def forward(self, x):
+            return self.linear(x.mean((2, 3)))
+
+    made = []
+
+    def create_model(name, **kwargs):
+        made.append((name, kwargs))
+        return Model()
+
+    config = {"input_size": (3, 14, 14), "mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
+    data = SimpleNamespace(resolve_model_data_config=lambda model: config)
+    monkeypatch.setitem(sys.modules, "timm", SimpleNamespace(create_model=create_model, data=data))
+    state = Model().state_dict()
+    safetensors.torch.save_file({**state, "head.weight": torch.zeros(2, 5)}, str(tmp_path / "w.safetensors"))
+    extractor = get_extractor("timm:tiny", detector=tmp_path / "w.safetensors")
+    assert made == [("tiny", {"pretrained": False, "num_classes": 0})]
+    assert (extractor.name, extractor.num_features, extractor.headline) == ("timm:tiny", 5, "FD")
+    images = torch.full((2, 1, 9, 9), 255, dtype=torch.uint8)
+    assert_close(extractor(images), (state["linear.weight"].sum(1) + state["linear.bias"])[None].repeat(2, 1), 1e-5)
+    safetensors.torch.save_file({"linear.bias": torch.zeros(5)}, str(tmp_path / "part.safetensors"))
+    with pytest.raises(MetricUnavailable, match="lacks 1 tensors, linear.weight"):
+        get_extractor("timm:tiny", detector=tmp_path / "part.safetensors")
+    (tmp_path / "bad.pth").write_bytes(b"no weights")
+    with pytest.raises(MetricUnavailable, match="read safely"):
+        get_extractor("timm:tiny", detector=tmp_path / "bad.pth")
 
 
 def test_wrong_files_and_names_are_refused(tmp_path):
@@ -264,7 +399,7 @@ def test_wrong_files_and_names_are_refused(tmp_path):
         get_extractor("vgg")
     with pytest.raises(ValueError, match="wanted one of clean, legacy_tensorflow"):
         get_extractor("inception", mode="dirty")
-    with pytest.raises(ValueError, match="path of its weights"):
+    with pytest.raises(ValueError, match="needs its weights"):
         get_extractor("embedded")
 
 
