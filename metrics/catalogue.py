@@ -12,7 +12,7 @@ class Definition:
     Attributes:
         name: As a user types it.
         figure: What is computed: a name of `metrics.evaluate.FIGURES`, or `ppl`.
-        detector: Fixed detector of the family's names; None takes the configured one.
+        detector: Fixed detector, that of the family's names and of the Inception score; None takes the configured one.
         num: Fixed number of generated images; None takes the configured one.
         max_real: Most real images, in the data set's order; None takes all.
         mirrored: Whether `--mirror` reaches the reference too. `_full` figures never mirror.
@@ -53,7 +53,7 @@ SHORT = (
     Definition("fid_inf", "fid_inf", "Fréchet distance extrapolated to infinitely many images"),
     Definition("pr", "pr", "precision (quality) and recall (variety), k = 3"),
     Definition("dc", "dc", "density and coverage, k = 5: precision and recall that outliers do not sway"),
-    Definition("is", "is", "Inception score (inception detector only)"),
+    Definition("is", "is", "Inception score", "inception"),
     Definition("ppl", "ppl", "path length in w, end points; smoothness of the latent space"),
     Definition("memorisation", "memorisation", "share of images closer to training images than those to each other"),
 )

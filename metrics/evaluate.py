@@ -146,10 +146,11 @@ def evaluate(
     covariance: str | None = None,
     num_subsets: int = 100,
     max_subset_size: int | None = None,
-    max_rows: int = 50_000,
+    max_rows: int = feature_stats.MAX_ROWS,
     k: int = 3,
     density_k: int = 5,
     num_splits: int = 10,
+    probabilities: np.ndarray | None = None,
     train: FeatureStats | None = None,
     held_out: FeatureStats | None = None,
     device: torch.device | str = "cpu",
@@ -174,6 +175,7 @@ def evaluate(
         k: Neighbours of precision and recall.
         density_k: Neighbours of density and coverage.
         num_splits: Splits of the Inception score.
+        probabilities: Inception score: class probabilities of the generated images; None asks the extractor for them.
         train: Memorisation: what the generator was trained on; None takes `reals`.
         held_out: Memorisation: images of the same kind that it was not trained on.
         device: Where distances and kernels are computed; it must know float64.
@@ -189,7 +191,7 @@ def evaluate(
         covariance = "nvidia" if extractor.resize == "legacy_tensorflow" else "cleanfid"
     if covariance not in COVARIANCES:
         raise ValueError(f"got covariance convention {covariance!r}, wanted one of {', '.join(COVARIANCES)}")
-    classes = _class_probabilities(extractor) if "is" in metrics else None
+    classes = _class_probabilities(extractor) if "is" in metrics and probabilities is None else None
     start = time.perf_counter()
     real_stats = _stats_of(reals, extractor, "reals", max_rows)
     fake_stats = _stats_of(fakes, extractor, "fakes", max_rows, classes.append if classes else None)
@@ -202,7 +204,7 @@ def evaluate(
         "fid_inf": work.infinity,
         "pr": work.precision_recall,
         "dc": work.density_coverage,
-        "is": lambda: work.inception_score(classes.rows() if classes else np.zeros((0, 1)), num_splits),
+        "is": lambda: work.inception_score(classes.rows() if classes else probabilities, num_splits),
         "memorisation": lambda: work.memorisation(train, held_out),
     }
     results = []
@@ -448,7 +450,8 @@ class _Work:
             {"name": "coverage", "value": m.coverage, "std_error": m.coverage_error, "warning": warning},
         ]
 
-    def inception_score(self, probabilities: np.ndarray, num_splits: int) -> list[dict[str, Any]]:
+    def inception_score(self, probabilities: np.ndarray | None, num_splits: int) -> list[dict[str, Any]]:
+        assert probabilities is not None
         score = inception_score(probabilities, num_splits=min(num_splits, len(probabilities)))
         return [
             {

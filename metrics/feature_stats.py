@@ -23,6 +23,9 @@ from metrics.features import FeatureExtractor, MetricUnavailable
 COVARIANCES = ("nvidia", "cleanfid")
 """Conventions of the covariance: divided by n (biased, the ADA family) or by n - 1 (unbiased, clean-fid)."""
 
+MAX_ROWS = 50_000
+"""Feature rows kept by default."""
+
 _FORMAT = "stylegan-rooted feature stats 1"
 _RESERVOIR_SEED = 20240229
 
@@ -59,7 +62,7 @@ class FeatureStats:
         max_rows: How many rows to keep for the kernel distance; 0 keeps none.
     """
 
-    def __init__(self, num_features: int, *, source: Source | None = None, max_rows: int = 50_000) -> None:
+    def __init__(self, num_features: int, *, source: Source | None = None, max_rows: int = MAX_ROWS) -> None:
         self.num_features = num_features
         self.source = source
         self.max_rows = max_rows
@@ -269,7 +272,7 @@ def accumulate(
     extractor: FeatureExtractor,
     *,
     num: int | None = None,
-    max_rows: int = 50_000,
+    max_rows: int = MAX_ROWS,
     also: Callable[[torch.Tensor], None] | None = None,
 ) -> FeatureStats:
     """Statistics of a stream of image batches.
@@ -307,7 +310,7 @@ def dataset_stats(
     cache_dir: str | Path | None = None,
     content_key: str | Sequence[str] | None = None,
     num: int | None = None,
-    max_rows: int = 50_000,
+    max_rows: int = MAX_ROWS,
     compute: Callable[[], FeatureStats] | None = None,
 ) -> FeatureStats:
     """Statistics of a data set, read from the cache when these very images were seen before by this very extractor.

@@ -412,7 +412,7 @@ def _load_inception(path: Path, *, resize_inside: bool) -> Any:
 
 def _load_pytorch_inception(path: Path) -> Any:
     """clean-fid's class, which fetches its weights by itself: hand it those of the file instead."""
-    module = cleanfid_module("inception_pytorch")
+    module: Any = cleanfid_module("inception_pytorch")
     weights, own = _tensors_of(path), module.load_state_dict_from_url
     module.load_state_dict_from_url = lambda *args, **kwargs: weights
     try:

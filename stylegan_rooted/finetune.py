@@ -677,21 +677,18 @@ class RunHooks:
         if problem:
             ends = run.progress.finished or self.stop_requested
             self.say(f"Metrics left out: {problem}" + ("" if ends else " (training goes on)"))
+        seconds, nimg = time.time() - start, run.progress.cur_nimg
+        for name, record in evaluation.records(
+            rows,
+            snapshot=path.name,
+            nimg=nimg,
+            seconds=seconds,
+            fingerprint=self._evaluator.fingerprint,
+            num_processes=run.env.world,
+        ):
+            run_dir.append_jsonl(run.path / f"metric-{name}.jsonl", record)
         for row in rows:
-            record = evaluation.jsonl_record(
-                row,
-                snapshot=path.name,
-                nimg=run.progress.cur_nimg,
-                seconds=time.time() - start,
-                fingerprint=self._evaluator.fingerprint,
-                num_processes=run.env.world,
-            )
-            run_dir.append_jsonl(run.path / f"metric-{row.name}.jsonl", record)
-            self.say(
-                f"{row.label} {row.value:.4g}"
-                + (f" ± {row.spread:.2g}" if row.spread is not None else "")
-                + f"  ({row.num_fake} generated against {row.num_real} real images; {row.extractor})"
-            )
+            self.say(f"{row.text}  ({row.num_fake} generated against {row.num_real} real images; {row.extractor})")
             self._add_event(run, f"Metrics/{row.label}", row.value)
 
     def should_stop(self, run: Run) -> bool:

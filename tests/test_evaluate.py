@@ -11,11 +11,23 @@ import pytest
 import torch
 from helpers import assert_close
 
-from metrics.evaluate import MetricResult, dataset_images, evaluate, generated_images
-from metrics.feature_stats import FeatureStats, accumulate
+from metrics.catalogue import CATALOGUE
+from metrics.evaluate import (
+    FIGURES,
+    MetricResult,
+    combine,
+    dataset_images,
+    evaluate,
+    generated_images,
+    headline,
+)
+from metrics.feature_stats import FeatureStats, accumulate, read_reference
 from metrics.features import MetricUnavailable, get_extractor
 from metrics.frechet_inception_distance import frechet_distance
+from metrics.inception_score import inception_score
 from metrics.kernel_inception_distance import kernel_distance
+from metrics.neighbours import manifolds
+from training.config import FAMILY_METRICS, SHORT_METRICS
 
 WEIGHTS = Path(__file__).resolve().parent.parent / "stylegan_rooted" / "assets" / "feature-net.npz"
 NUM, SIZE = 200, 48
@@ -277,3 +289,153 @@ def test_data_set_batches():
 def test_result_type_has_no_surprises():
     names = [field.name for field in dataclasses.fields(MetricResult)]
     assert names[:8] == ["name", "value", "spread", "num_real", "num_fake", "extractor", "digest", "resize"]
+
+
+# --- every figure from one pass, its error and its warning
+
+
+def test_all_figures_from_one_pass(extractor):
+    calls = []
+
+    class Counted:
+        name, digest, resize = extractor.name, extractor.digest, extractor.resize
+        num_features, headline = extractor.num_features, extractor.headline
+
+        def __call__(self, images):
+            calls.append(len(images))
+            return extractor(images)
+
+    reals, fakes = pictures(120, 0), pictures(110, 1)
+    wanted = ["fid", "kid", "fid_inf", "pr", "dc", "memorisation"]
+    rows = evaluate(Counted(), [reals], [fakes], metrics=wanted, num_subsets=5)
+    assert sum(calls) == 230
+    names = ["fd", "kd", "fd_inf", "precision", "recall", "density", "coverage", "memorisation"]
+    assert [r.name for r in rows] == names
+    assert [r.metric for r in rows] == ["fid", "kid", "fid_inf", "pr", "pr", "dc", "dc", "memorisation"]
+    assert all(r.std_error is not None and r.std_error > 0 for r in rows)
+    assert all(json.loads(json.dumps(r.as_dict())) == r.as_dict() for r in rows)
+    assert [r.name for r in rows if not r.lower_is_better] == ["precision", "recall", "density", "coverage"]
+    f1, f2 = extractor(reals).numpy(), extractor(fakes).numpy()
+    m = manifolds(f1, f2)
+    assert [r.value for r in rows[3:7]] == [m.precision, m.recall, m.density, m.coverage]
+    details = rows[-1].details
+    assert details["num_train"] == 120 and details["expected_share"] == 0.05 and len(details["closest"]) == 20
+    closest = details["closest"][0]
+    distance = np.linalg.norm(f1[closest["train"]].astype(float) - f2[closest["fake"]])
+    assert_close(closest["distance"], distance, 1e-6, "closest pair")
+    assert rows[0].text.startswith("FD ") and " ± " in rows[0].text
+
+
+@pytest.mark.parametrize("num, warned", [(96, True), (97, False)])
+def test_too_few_images_for_fd_make_kd_the_headline(extractor, num, warned):
+    rows = evaluate(extractor, [pictures(120, 0)], [pictures(num, 1)], num_subsets=3)
+    assert (rows[0].warning is not None) == warned
+    assert headline(rows).name == ("kd" if warned else "fd")
+    if warned:
+        assert (
+            rows[0].warning.startswith("96 generated images with 96 features") and "kernel distance" in rows[0].warning
+        )
+    assert headline([]) is None and headline(rows[:1]) is rows[0]
+
+
+def test_few_images_are_said(extractor):
+    rows = evaluate(extractor, [pictures(30, 0)], [pictures(40, 1)], metrics=["kid", "pr", "dc", "memorisation"])
+    assert all(r.warning.startswith("30 images are few (under ") for r in rows)
+    assert "30 real" in evaluate(extractor, [pictures(30, 0)], [pictures(120, 1)], metrics=["fid"])[0].warning
+
+
+def test_repeats_give_an_error_that_assumes_nothing(extractor):
+    reals = accumulate([pictures(150, 0)], extractor)
+    rows = [evaluate(extractor, reals, [pictures(120, seed)], seed=seed, num_subsets=5) for seed in (1, 2, 3)]
+    fd, kd = combine(rows)
+    values = [row[0].value for row in rows]
+    assert fd.value == pytest.approx(np.mean(values)) and fd.details == {"repeats": values, "seeds": [1, 2, 3]}
+    assert fd.std_error == pytest.approx(np.std(values, ddof=1) / 3**0.5)
+    assert combine(rows[:1]) == rows[0]
+    assert 0.2 < fd.std_error / rows[0][0].std_error * 3**0.5 < 3  # the jackknife's guess from one sample
+
+
+def test_meaning_of_overlap_and_copies(extractor):
+    reals, held_out = pictures(200, 0), pictures(100, 7)
+    stats = accumulate([held_out], extractor)
+    wanted = ["pr", "memorisation"]
+
+    def figures(fakes):
+        rows = evaluate(extractor, [reals], [fakes], metrics=wanted, held_out=stats)
+        return {r.name: r for r in rows}
+
+    honest = figures(pictures(150, 1))
+    collapsed = figures(reals[:3].repeat(50, 1, 1, 1))
+    shifted = figures(stripes(150, 0))
+    copying = figures(noisy(reals[:150], 1.0))
+    assert collapsed["precision"].value > 0.95 and collapsed["recall"].value < 0.3 < honest["recall"].value
+    assert shifted["precision"].value < 0.1 < honest["precision"].value
+    assert copying["memorisation"].value > 0.9 and honest["memorisation"].value < 0.2
+    assert honest["memorisation"].details["held_out_share"] < 0.2
+
+
+def test_inception_score_needs_class_probabilities(extractor):
+    class Classes:
+        name, digest, num_features, headline, resize = "inception", "d", 3, "FID", "clean"
+
+        def __call__(self, images):
+            return images.float().mean(dim=(2, 3))
+
+        def probabilities(self, images):
+            return images.float().mean(dim=(2, 3)).div(20).softmax(1)
+
+    fakes = pictures(60, 1)
+    (row,) = evaluate(Classes(), [pictures(30, 0)], fakes.split(25), metrics=["is"])
+    expected = inception_score(Classes().probabilities(fakes).numpy())
+    assert (row.name, row.value, row.spread, row.std_error) == ("is", expected.mean, expected.std, expected.std_error)
+    assert row.num_subsets == 10 and not row.lower_is_better and "60 images" in row.warning
+    with pytest.raises(MetricUnavailable, match="embedded does not give"):
+        evaluate(extractor, [fakes], [fakes], metrics=["is"])
+    with pytest.raises(ValueError, match="not their statistics"):
+        evaluate(Classes(), [fakes], accumulate([fakes], Classes()), metrics=["is"])
+
+
+# --- precomputed references
+
+
+def test_references_of_others_are_read(extractor, tmp_path):
+    reals, fakes = pictures(150, 0), pictures(120, 1)
+    rows = extractor(reals).numpy()
+    exact = rows.astype(np.float64)
+    np.savez(tmp_path / "moments.npz", mu=exact.mean(0), sigma=np.cov(exact, rowvar=False))
+    np.savez(tmp_path / "feats.npz", feats=rows)
+    wanted = evaluate(extractor, [reals], [fakes], covariance="cleanfid", num_subsets=5)
+    (fd,) = evaluate(extractor, read_reference(tmp_path / "moments.npz", extractor), [fakes], metrics=["fid"])
+    assert_close(fd.value, wanted[0].value, 1e-9, "moments")
+    assert fd.num_real == 0 and fd.warning is None
+    feats = read_reference(tmp_path / "feats.npz", extractor)
+    (kd,) = evaluate(extractor, feats, [fakes], metrics=["kid"], num_subsets=5)
+    assert (kd.value, kd.num_real) == (wanted[1].value, 150)
+    with pytest.raises(MetricUnavailable, match="no features"):
+        evaluate(extractor, read_reference(tmp_path / "moments.npz", extractor), [fakes], metrics=["kid"])
+    with pytest.raises(MetricUnavailable, match="mu and sigma"):
+        evaluate(extractor, feats, [fakes], metrics=["fid"])
+
+
+@pytest.mark.parametrize(
+    "arrays, message",
+    [
+        ({"mu": np.zeros(3), "sigma": np.zeros((3, 3))}, "the embedded detector wants finite numbers \\[96\\]"),
+        ({"mu": np.zeros(96)}, "neither"),
+        ({"feats": np.full((4, 96), np.nan)}, "wants finite"),
+        ({"mu": np.zeros(96, int), "sigma": np.zeros((96, 96))}, "int64"),
+    ],
+)
+def test_unusable_references(extractor, tmp_path, arrays, message):
+    np.savez(tmp_path / "r.npz", **arrays)
+    with pytest.raises(ValueError, match=message):
+        read_reference(tmp_path / "r.npz", extractor)
+    (tmp_path / "r.npz").write_bytes(b"no archive")
+    with pytest.raises(ValueError, match="not an npz file"):
+        read_reference(tmp_path / "r.npz", extractor)
+
+
+def test_names_are_the_same_on_both_floors():
+    assert {*SHORT_METRICS, *FAMILY_METRICS} == set(CATALOGUE)
+    assert all(d.fixed == (d.name in FAMILY_METRICS) for d in CATALOGUE.values())
+    assert all(d.figure in (*FIGURES, "ppl") for d in CATALOGUE.values())

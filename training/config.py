@@ -14,13 +14,20 @@ from dataclasses import dataclass, field
 from typing import Any
 
 AUG_MODES = ("ada", "fixed", "noaug")
-METRICS = ("fid", "kid", "none")
-DETECTORS = ("embedded", "inception")
-DETECTOR_MODES = ("clean", "legacy_tensorflow")
+SHORT_METRICS = ("fid", "kid", "fid_inf", "pr", "dc", "is", "ppl", "memorisation")
+FAMILY_METRICS = (
+    *("fid50k_full", "kid50k_full", "pr50k3_full", "is50k", "ppl2_wend", "fid50k", "kid50k", "pr50k3"),
+    *("ppl_zfull", "ppl_wfull", "ppl_zend", "ppl_wend"),
+)
+METRICS = (*SHORT_METRICS, *FAMILY_METRICS, "none")
+DETECTORS = ("embedded", "inception", "vgg16", "torchscript")
+DETECTOR_MODES = ("clean", "legacy_tensorflow", "legacy_pytorch")
+MAX_REPEATS = 1000
 D_ARCHITECTURES = ("orig", "skip", "resnet")
 PRECISIONS = ("auto", "fp32", "fp16", "bf16")
 MIN_RESOLUTION = 8
 MAX_KIMG = 1e9
+DEVICES = r"auto|cpu|cuda(:[0-9]{1,3})?"
 MAX_THREADS = 1024  # far more end OpenMP, and the process with it
 MAX_RANK_TIMEOUT_SEC = 1e6
 MAX_GRID = 256  # columns or rows, as with the command `grid`
@@ -194,8 +201,21 @@ class MetricConfig:
     detector: str = "embedded"
     detector_mode: str = "clean"
     detector_file: str | None = None
+    vgg_file: str | None = None
     num: int = 1000
     max_minutes: float = 120.0
+    repeats: int = 1
+    reference: str | None = None
+    held_out: str | None = None
+    run_async: bool = False
+    device: str | None = None
+    budget: str | None = None
+    patience: int | None = None
+
+    @property
+    def budget_share(self) -> float | None:
+        """`--metrics-budget` as a share of the training time."""
+        return None if self.budget is None else parse_share("--metrics-budget", self.budget)
 
     def __post_init__(self) -> None:
         if not self.metrics:
@@ -205,10 +225,20 @@ class MetricConfig:
                 raise ValueError(f"--metrics {name} is unknown; a comma list of {', '.join(METRICS)}")
         if "none" in self.metrics and len(self.metrics) > 1:
             raise ValueError("--metrics none cannot be combined with others")
-        _one_of("--detector", self.detector, DETECTORS)
+        if self.detector not in DETECTORS and not re.fullmatch(r"timm:[\w.]+", self.detector):
+            known = ", ".join((*DETECTORS, "timm:MODEL"))
+            raise ValueError(f"--detector {self.detector} is unknown; one of {known}")
         _one_of("--detector-mode", self.detector_mode, DETECTOR_MODES)
         _at_least("--metric-num", self.num, 2)
         _positive("--metric-minutes", self.max_minutes)
+        _between("--metric-repeats", self.repeats, 1, MAX_REPEATS)
+        _at_least("--patience", self.patience, 1)
+        if self.device is not None and not re.fullmatch(DEVICES, self.device):
+            raise ValueError(f"--metrics-device {self.device} is unknown; one of auto, cpu, cuda, cuda:N")
+        if self.device is not None and not self.run_async:
+            raise ValueError("--metrics-device is for --metrics-async true; drop one of the two")
+        if self.budget is not None:
+            parse_share("--metrics-budget", self.budget)
 
 
 @dataclass(frozen=True)
@@ -238,7 +268,7 @@ class RuntimeConfig:
         _between("--seed", self.seed, 0, MAX_SEED)
         if self.grid is not None and not 1 <= min(self.grid) <= max(self.grid) <= MAX_GRID:
             raise ValueError(f"--grid {self.grid[0]}x{self.grid[1]}: columns and rows lie in [1, {MAX_GRID}]")
-        if not re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,3})?", self.device):
+        if not re.fullmatch(DEVICES, self.device):
             raise ValueError(f"--device {self.device} is unknown; one of auto, cpu, cuda, cuda:N")
 
 
@@ -277,6 +307,22 @@ class FinetuneConfig:
         for section, fields in nested.items():
             direct[section] = dataclasses.replace(direct.get(section, getattr(self, section)), **fields)
         return dataclasses.replace(self, **direct)
+
+
+def parse_share(option: str, text: str) -> float:
+    """`5%` or `0.05` as 0.05.
+
+    Raises:
+        ValueError: It is neither, or outside (0, 1].
+    """
+    percent = text.strip().endswith("%")
+    try:
+        share = float(text.strip().removesuffix("%")) / (100 if percent else 1)
+    except ValueError:
+        raise ValueError(f"{option} {text} is no share; write 5% or 0.05") from None
+    if not 0 < share <= 1:
+        raise ValueError(f"{option} {text} is outside (0, 100%]")
+    return share
 
 
 def _build(cls: type, values: Any, where: str) -> Any:

@@ -280,20 +280,29 @@ class ImageDataset:
         return self._names[int(self.raw_indices[index])]
 
     def image_batches(
-        self, batch_size: int = 64, *, rgb: bool = False, batches: slice = slice(None)
+        self, batch_size: int = 64, *, rgb: bool = False, batches: slice = slice(None), num: int | None = None
     ) -> Iterator[torch.Tensor]:
-        """All images in order as uint8 [N, C, H, W]; with `rgb`, grey is repeated to three channels.
+        """All images in order, or the first `num`, as uint8 [N, C, H, W]; with `rgb`, grey is repeated thrice.
 
         Only those of the batches that `batches` names are read, e.g. every second one.
         """
-        for start in range(0, len(self), batch_size)[batches]:
-            batch, _ = self.batch(range(start, min(start + batch_size, len(self))))
+        num = len(self) if num is None else min(num, len(self))
+        for start in range(0, num, batch_size)[batches]:
+            batch, _ = self.batch(range(start, min(start + batch_size, num)))
             yield batch.expand(-1, 3, -1, -1).contiguous() if rgb else batch
 
-    def full(self) -> "ImageDataset":
-        """The same data without subset and mirroring: what evaluation calls the real images."""
+    def full(self, *, xflip: bool = False) -> "ImageDataset":
+        """The same data without subset and, unless asked for, mirroring: what evaluation calls the real images."""
+        return self._with_items(*select_subset(self.num_source_images, None, 0, xflip))
+
+    def left_out(self) -> "ImageDataset | None":
+        """The images that the subset leaves out, none of them mirrored; None where it is no subset."""
+        raw = np.setdiff1d(np.arange(self.num_source_images), self.raw_indices)
+        return self._with_items(raw, np.zeros(len(raw), dtype=bool)) if len(raw) else None
+
+    def _with_items(self, raw_indices: np.ndarray, flips: np.ndarray) -> "ImageDataset":
         other = copy.copy(self)
-        other.raw_indices, other.flips = select_subset(self.num_source_images, None, 0, False)
+        other.raw_indices, other.flips = raw_indices, flips
         other._fingerprint = None
         return other
 
