@@ -320,15 +320,23 @@ def _compile_cuda(plugin: Plugin, tools: Tools, output: Path) -> None:
         "is_python_module": False,
         "verbose": True,
     }
-    program = (
-        "import json, sys; from torch.utils import cpp_extension; cpp_extension.CUDA_HOME = sys.argv[1]; "
-        "cpp_extension.load(**json.loads(sys.argv[2]))"
-    )
     # ninja comes with this package's dependencies, into a folder that need not be on the PATH.
     path = os.pathsep.join([os.environ.get("PATH", os.defpath), sysconfig.get_path("scripts")])
     archs = ";".join(_arch_list(_target(plugin), tools))
     env = {"CUDA_HOME": str(tools.cuda_home), "CXX": tools.compiler, "TORCH_CUDA_ARCH_LIST": archs, "PATH": path}
-    _run([sys.executable, "-c", program, str(tools.cuda_home), json.dumps(settings)], output, env)
+    _run([sys.executable, "-c", _CUDA_PROGRAM, str(tools.cuda_home), json.dumps(settings)], output, env)
+
+
+# Builds and loads, so that what it leaves is known to load; in case of failure the compiler's words, no traceback.
+_CUDA_PROGRAM = """
+import json, sys
+from torch.utils import cpp_extension
+cpp_extension.CUDA_HOME = sys.argv[1]
+try:
+    cpp_extension.load(**json.loads(sys.argv[2]))
+except (RuntimeError, OSError) as e:
+    sys.exit(str(e))
+"""
 
 
 def _run(command: list[str], output: Path, env: dict[str, str] | None = None) -> None:
