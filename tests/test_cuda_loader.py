@@ -1,7 +1,12 @@
-"""The loader of CUDA operators without a GPU: pretended card and compilers, real ninja and cpp_extension."""
+"""The loader of CUDA operators without a GPU: pretended card and compilers, real ninja and cpp_extension.
+
+The slow test has the real compilers, too; pretended are only the libraries of torch that a CPU build lacks.
+"""
 
 import os
+import re
 import shutil
+import subprocess
 import sys
 import tempfile
 import warnings
@@ -185,3 +190,61 @@ def test_command_builds_what_the_machine_can_use(monkeypatch, tmp_path) -> None:
     assert record["cuda_home"] == str(tmp_path / "toolkit") and record["problem"] is None
     with pytest.raises(ValueError, match="cuda|ELF|failed"):
         ops.build()  # what the pretended compiler leaves does not load
+
+
+LOADED = """
+import sys, torch
+from torch_utils.ops import bias_act, upfirdn2d
+torch.ops.load_library(sys.argv[1])
+for module, name in ((bias_act, "bias_act"), (upfirdn2d, "upfirdn2d")):
+    op = module._native()  # torch compares the schema with the C++ function's signature
+    for key in ("CUDA", "CPU"):
+        print(name, key, torch._C._dispatch_has_kernel_for_dispatch_key(f"stylegan_rooted::{name}", key))
+"""
+
+
+@pytest.mark.slow
+def test_the_real_sources_by_the_real_compilers(monkeypatch, tmp_path) -> None:
+    """From sources to a library that loads and registers what Python declares."""
+    nvcc = shutil.which("nvcc")
+    if nvcc is None or shutil.which("g++") is None:
+        pytest.skip("no nvcc or no g++")
+    monkeypatch.delenv("CXX")
+    monkeypatch.delenv("CUDA_HOME")
+    home = op_build.find_cuda()
+    release = re.search(
+        r"release (\d+\.\d+)", subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout
+    )
+    assert release is not None
+    monkeypatch.setattr(torch.version, "cuda", release[1])
+    stubs(home, tmp_path / "stubs")
+    monkeypatch.setenv("LIBRARY_PATH", str(tmp_path / "stubs"))
+    monkeypatch.setenv("LD_LIBRARY_PATH", f"{tmp_path / 'stubs'}:{home / 'lib64'}")
+    cards(monkeypatch, (7, 5), (9, 0))
+    path = op_build.build(CUDA)
+    assert "-7.5_9.0-" in path.parent.name and path.stat().st_size < 20 * 2**20
+    command = [sys.executable, "-c", LOADED, str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=op_build.FOLDER.parent.parent)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split("\n") == [
+        "bias_act CUDA True", "bias_act CPU False", "upfirdn2d CUDA True", "upfirdn2d CPU False", ""
+    ]  # fmt: skip
+
+
+def stubs(home: Path, folder: Path) -> None:
+    """libc10_cuda and libtorch_cuda with the functions that the binding calls, which do nothing."""
+    from torch.utils import cpp_extension
+
+    folder.mkdir()
+    includes = [f"-isystem{p}" for p in [*cpp_extension.include_paths(), home / "include"]]
+    flags = ["-std=c++20", "-fPIC", "-DC10_CUDA_NO_CMAKE_CONFIGURE_FILE"]
+    source, obj = op_build.FOLDER / "cuda_ops.cpp", folder / "cuda_ops.o"
+    subprocess.run(["g++", *flags, *includes, "-c", str(source), "-o", str(obj)], check=True)
+    listed = subprocess.run(["nm", "-u", str(obj)], capture_output=True, text=True, check=True).stdout
+    names = sorted(set(re.findall(r"U (_ZNK?3c104cuda\w+)", listed)))
+    assert any("getCurrentCUDAStream" in name for name in names)
+    (folder / "stubs.c").write_text("".join(f"void {name}(void) {{}}\n" for name in names))
+    (folder / "nothing.c").write_text("")
+    for library, text in (("c10_cuda", "stubs.c"), ("torch_cuda", "nothing.c")):
+        command = ["gcc", "-shared", "-fPIC", str(folder / text), "-o", str(folder / f"lib{library}.so")]
+        subprocess.run(command, check=True)

@@ -31,10 +31,10 @@ import dnnlib
 
 FOLDER = Path(__file__).parent / "ops"
 FLAGS = ("-O3", "-std=c++20", "-fPIC", "-fopenmp", "-march=native", "-fno-math-errno", "-fno-trapping-math")
-CUDA_FLAGS = ("-O3", "--expt-relaxed-constexpr", "--extended-lambda")
+CUDA_FLAGS = ("-O3",)
 COMPILERS = ("c++", "g++", "clang++")
 BUILD_SEC = 900  # longest compilation, and longest wait for somebody else's
-NUM_LINES = 12  # of the compiler's last words in a message
+NUM_LINES, MAX_WIDTH = 12, 400  # of the compiler's last words in a message
 
 verbosity = "brief"
 
@@ -309,12 +309,15 @@ def _compile_cpu(plugin: Plugin, tools: Tools, output: Path) -> None:
 
 def _compile_cuda(plugin: Plugin, tools: Tools, output: Path) -> None:
     """By torch.utils.cpp_extension and ninja, in a process of its own: its output is caught, its hanging ends."""
+    home = Path(str(tools.cuda_home))
+    macros = Path(torch.__file__).parent / "include" / "c10" / "cuda" / "impl" / "cuda_cmake_macros.h"
     settings = {
         "name": plugin.name,
         "sources": [str(FOLDER / source) for source in plugin.sources],
-        "extra_cflags": ["-O3"],
+        # A torch without CUDA has no such file; with this, its headers will do to compile for a torch that has CUDA.
+        "extra_cflags": ["-O3"] if macros.is_file() else ["-O3", "-DC10_CUDA_NO_CMAKE_CONFIGURE_FILE"],
         "extra_cuda_cflags": [*CUDA_FLAGS, f"-ccbin={tools.compiler}"],
-        "extra_include_paths": [str(folder) for folder in _cuda_includes(Path(str(tools.cuda_home)))],
+        "extra_include_paths": [str(folder) for folder in _cuda_includes(home) if folder != home / "include"],
         "build_directory": str(output.parent),
         "with_cuda": True,
         "is_python_module": False,
@@ -323,8 +326,8 @@ def _compile_cuda(plugin: Plugin, tools: Tools, output: Path) -> None:
     # ninja comes with this package's dependencies, into a folder that need not be on the PATH.
     path = os.pathsep.join([os.environ.get("PATH", os.defpath), sysconfig.get_path("scripts")])
     archs = ";".join(_arch_list(_target(plugin), tools))
-    env = {"CUDA_HOME": str(tools.cuda_home), "CXX": tools.compiler, "TORCH_CUDA_ARCH_LIST": archs, "PATH": path}
-    _run([sys.executable, "-c", _CUDA_PROGRAM, str(tools.cuda_home), json.dumps(settings)], output, env)
+    env = {"CUDA_HOME": str(home), "CXX": tools.compiler, "TORCH_CUDA_ARCH_LIST": archs, "PATH": path}
+    _run([sys.executable, "-c", _CUDA_PROGRAM, str(home), json.dumps(settings)], output, env)
 
 
 # Builds and loads, so that what it leaves is known to load; in case of failure the compiler's words, no traceback.
@@ -351,9 +354,10 @@ def _run(command: list[str], output: Path, env: dict[str, str] | None = None) ->
     except OSError as e:
         raise BuildError(f"{command[0]} does not run: {e.strerror or e}") from None
     if done.returncode or not output.is_file():
-        last = "\n".join(done.stdout.strip().splitlines()[-NUM_LINES:]) or "(it said nothing)"
-        ran = f"The command was: {shlex.join(command)}"
-        raise BuildError(f"{command[0]} failed with status {done.returncode}:\n{last}\n{ran}")
+        said = [line[:MAX_WIDTH] for line in done.stdout.strip().splitlines() if not re.match(r"\[\d+/\d+\] ", line)]
+        last = "\n".join(said[-NUM_LINES:]) or "(it said nothing)"
+        ran = f"\nThe command was: {shlex.join(command)}" if env is None else ""  # ninja tells those that matter
+        raise BuildError(f"{command[0]} failed with status {done.returncode}:\n{last}{ran}")
     if verbosity == "full":
         sys.stderr.write(f"{shlex.join(command)}\n{done.stdout}")
 
