@@ -35,27 +35,34 @@ def upfirdn(x: Tensor, taps: Tensor, up: int = 1, down: int = 1, pad: tuple = (0
         pad: Zeros before and after, the same along both axes; negative values crop.
         gain: Factor on the result.
     """
-    n, c, h, w = x.shape
-    x = F.pad(x.reshape(n, c, h, 1, w, 1), [0, up - 1, 0, 0, 0, up - 1]).reshape(n, c, h * up, w * up)
+    n, c, h, w = sizes(x)
+    if up > 1 or not torch.onnx.is_in_onnx_export():  # the copy where nothing is inserted is part of the slow path
+        x = F.pad(x.reshape(n, c, h, 1, w, 1), [0, up - 1, 0, 0, 0, up - 1]).reshape(n, c, h * up, w * up)
     x = F.pad(x, [max(pad[0], 0), max(pad[1], 0)] * 2)
-    crop = [max(-p, 0) for p in pad]
-    x = x[:, :, crop[0] : x.shape[2] - crop[1], crop[0] : x.shape[3] - crop[1]]
+    if min(pad) < 0:
+        crop = [max(-p, 0) for p in pad]
+        x = x[:, :, crop[0] : x.shape[2] - crop[1], crop[0] : x.shape[3] - crop[1]]
     taps = (taps * gain ** (taps.ndim / 2)).flip(list(range(taps.ndim)))
     kernels = [taps] if taps.ndim == 2 else [taps[None, :], taps[:, None]]
     for kernel in kernels:
         x = F.conv2d(x, kernel.repeat(c, 1, 1, 1), groups=c)
-    return x[:, :, ::down, ::down]
+    return x if down == 1 else x[:, :, ::down, ::down]
+
+
+def sizes(x: Tensor) -> list[int]:
+    """The shape as numbers, also for a tracer, which would otherwise hand out tensors."""
+    return [int(size) for size in x.shape]
 
 
 def resampled_conv(x: Tensor, weight: Tensor, taps: Tensor, up: int = 1, down: int = 1, groups: int = 1) -> Tensor:
     """Convolution of side k with padding k // 2, before it or after it a change of resolution by `up` or `down`."""
-    k = weight.shape[-1]
+    k = sizes(weight)[-1]
     if down == 2 and k == 1:
         return F.conv2d(upfirdn(x, taps, down=2, pad=(1, 1)), weight, groups=groups)
     if down == 2:
         return F.conv2d(upfirdn(x, taps, pad=(2, 2)), weight, stride=2, groups=groups)
     if up == 2:  # the kernel as a true convolution, in and out channels swapped within every group
-        out_channels, in_channels = weight.shape[:2]
+        out_channels, in_channels = sizes(weight)[:2]
         swapped = weight.reshape(groups, out_channels // groups, in_channels, k, k).transpose(1, 2)
         swapped = swapped.reshape(groups * in_channels, out_channels // groups, k, k)
         return upfirdn(F.conv_transpose2d(x, swapped, stride=2, groups=groups), taps, pad=(1, 1), gain=4)
@@ -84,18 +91,21 @@ def modulated(
     demodulate: bool, fused: bool,
 ) -> Tensor:  # fmt: skip
     """Modulated convolution; kernels per sample [N, O, I, k, k] are convolved with if fused, else only summed."""
-    n, in_channels, k = len(x), weight.shape[1], weight.shape[-1]
+    (n, _, height, width), (_, in_channels, k, _) = sizes(x), sizes(weight)
     scales = kernels = None
-    if demodulate or fused:
+    is_cheap = torch.onnx.is_in_onnx_export() and not fused  # another runtime gets the best graph that we know
+    if demodulate and is_cheap:
+        scales = (styles.square() @ weight.square().sum(dim=[2, 3]).t() + 1e-8).rsqrt()
+    elif demodulate or fused:
         kernels = weight.unsqueeze(0) * styles.reshape(n, 1, -1, 1, 1)  # [N, O, I, k, k]
-    if demodulate:
+    if demodulate and not is_cheap:
         scales = (kernels.square().sum(dim=[2, 3, 4]) + 1e-8).rsqrt()  # [N, O]
     if fused:
         if demodulate:
             kernels = kernels * scales.reshape(n, -1, 1, 1, 1)
-        x = x.reshape(1, -1, *x.shape[2:])
+        x = x.reshape(1, -1, height, width)
         x = resampled_conv(x, kernels.reshape(-1, in_channels, k, k), taps, up=up, groups=n)
-        x = x.reshape(n, -1, *x.shape[2:])
+        x = x.reshape(n, -1, height * up, width * up)
         return x if noise is None else x.add_(noise)
     x = resampled_conv(x * styles.reshape(n, -1, 1, 1), weight, taps, up=up)
     if demodulate:
@@ -117,10 +127,16 @@ def synthesis_layer(layer: Any, x: Tensor, w: Tensor, noise_mode: str, fused: bo
 
 
 class ReferenceGenerator:
-    """The reference path over a generator's parameters: `mapping` and `synthesis` as in the network itself."""
+    """The reference path over a generator's parameters: `mapping` and `synthesis` as in the network itself.
 
-    def __init__(self, G: Any) -> None:
+    Args:
+        G: The generator.
+        is_fused: Convolve with per-sample kernels; None = in evaluation mode.
+    """
+
+    def __init__(self, G: Any, *, is_fused: bool | None = None) -> None:
         self.G = G
+        self.is_fused = is_fused
 
     def __call__(self, z: Tensor, noise_mode: str = "random") -> Tensor:
         return self.synthesis(self.mapping(z), noise_mode)
@@ -136,15 +152,15 @@ class ReferenceGenerator:
         return x.unsqueeze(1).repeat([1, net.num_ws, 1])
 
     def synthesis(self, ws: Tensor, noise_mode: str = "random") -> Tensor:
-        """ws [N, num_ws, w_dim] to images [N, C, R, R]; fused kernels in evaluation mode only."""
-        net, fused = self.G.synthesis, not self.G.training
+        """ws [N, num_ws, w_dim] to images [N, C, R, R]."""
+        net, fused = self.G.synthesis, not self.G.training if self.is_fused is None else self.is_fused
         img: Any = None
         x: Any = None
         latents = iter(range(ws.shape[1]))
         for resolution in net.block_resolutions:
             block = getattr(net, f"b{resolution}")
             if block.in_channels == 0:
-                x = block.const.unsqueeze(0).repeat([len(ws), 1, 1, 1])
+                x = block.const.unsqueeze(0).repeat([sizes(ws)[0], 1, 1, 1])
             else:
                 x = synthesis_layer(block.conv0, x, ws[:, next(latents)], noise_mode, fused)
             index = next(latents)
