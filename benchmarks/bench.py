@@ -13,6 +13,8 @@ allocator as it is; `strict` gives it the allocator settings of this project.
 """
 
 import argparse
+import dataclasses
+import importlib.util
 import sys
 import time
 from collections.abc import Callable
@@ -28,6 +30,7 @@ from benchmarks.worker import Worker, WorkerFailed
 
 REPEATS = {"step": {"s64": 7, "m64": 3, "l256": 2}, "infer": {"s64": 9, "m64": 5, "l256": 3}}
 QUICK = {"step": {"s64": 1}, "infer": {"s64": 3}}
+ONNX = "onnxruntime"
 
 
 def variants(options: argparse.Namespace, size: str, **kwargs: Any) -> dict[str, Variant]:
@@ -56,10 +59,10 @@ def step(options: argparse.Namespace, cells: Cells) -> None:
         chosen = variants(options, size)
         say(f"training step {size}: {', '.join(chosen)}")
         with measure.started({name: Worker("train", variant) for name, variant in chosen.items()}) as workers:
-            # Memory that is handed back at once leaves nothing to warm; the slow path is not run for nothing.
-            warm = [name for name, v in chosen.items() if v.allocator == "project" or size != "l256"]
             pieces = subjects.TrainingSubject.names
-            times = measure.interleave(workers, pieces, repeats, warm=warm, say=say)
+            # Minutes at 256 pixels; there only the phase whose first run was seen to be slower gets its warm-up.
+            warm = ["Gmain"] if size == "l256" else pieces
+            times = measure.interleave(workers, pieces, repeats, warm=warm, in_a_row=True, say=say)
             for name, worker in workers.items():
                 for piece, samples in times[name].items():
                     add(cells, f"step {size} {name} {piece}", "s", samples)
@@ -73,17 +76,111 @@ def infer(options: argparse.Namespace, cells: Cells) -> None:
         repeats = options.repeats or (QUICK if options.quick else REPEATS)["infer"].get(size, 0)
         if not repeats:
             continue
-        for batch in options.batch:
-            chosen = variants(options, size, batch=batch)
-            say(f"inference {size} batch {batch}: {', '.join(chosen)}")
-            with measure.started({name: Worker("infer", variant) for name, variant in chosen.items()}) as workers:
-                times = measure.interleave(workers, ["infer"], repeats, warm=chosen, least_sec=0.3, say=say)
-                for name, worker in workers.items():
-                    add(cells, f"infer b{batch} {size} {name}", "s", times[name]["infer"])
-                    note_profile(options, worker, ["infer"], f"infer b{batch} {size} {name}", cells)
+        chosen = variants(options, size)
+        chosen.pop("reference strict", None)
+        if options.path == "both" and has_onnxruntime():
+            chosen[ONNX] = Variant(path=ONNX, size=size, threads=options.threads)
+        say(f"inference {size}: {', '.join(chosen)}")
+        pieces = [f"b{batch}" for batch in options.batch]
+        with measure.started({name: Worker("infer", variant) for name, variant in chosen.items()}) as workers:
+            times = measure.interleave(workers, pieces, repeats, warm=pieces, least_sec=0.3, say=say)
+            for name, worker in workers.items():
+                for piece, samples in times[name].items():
+                    add(cells, f"infer {piece} {size} {name}", "s", samples)
+                if name != ONNX:
+                    note_profile(options, worker, pieces, f"infer {size} {name}", cells)
 
 
-PARTS: dict[str, Callable[[argparse.Namespace, Cells], None]] = {"step": step, "infer": infer}
+def ops(options: argparse.Namespace, cells: Cells) -> None:
+    """Forward and backward of single operators."""
+    chosen = variants(options, "s64")
+    chosen.pop("reference strict", None)
+    if "reference" in chosen:  # a page fault is not what an operator costs
+        chosen["reference"] = dataclasses.replace(chosen["reference"], allocator="project")
+    if not options.quick:
+        simple(options, cells, "ops", chosen, options.repeats or 5, least_sec=0.03)
+
+
+def floor(options: argparse.Namespace, cells: Cells) -> None:
+    """Operations per image, and what this processor's convolutions and memory reach at best."""
+    chosen = {}
+    for precision in options.precision:
+        if subjects.knows_precision(precision):
+            chosen[precision] = Variant(precision=precision, threads=options.threads)
+    simple(options, cells, "peak", chosen, options.repeats or (2 if options.quick else 5), least_sec=0.1)
+    for size in options.config[:1] if options.quick else options.config:
+        with Worker("flops", Variant(size=size, threads=options.threads)) as worker:
+            say(f"operations per image of {size}")
+            worker.time("count")
+            for phase, flops in worker.facts().items():
+                cells[f"flops {size} {phase}"] = {"unit": "flop", "samples": [flops]}
+
+
+def loop(options: argparse.Namespace, cells: Cells) -> None:
+    """What data, statistics, ticks and snapshots add to bare steps."""
+    size = options.config[0]
+    repeats = options.repeats or (1 if options.quick else 3)
+    with Worker("loop", Variant(size=size, augment=True, threads=options.threads)) as worker:
+        say(f"loop {size}")
+        for repeat in range(repeats if options.quick else repeats + 1):
+            worker.time("loop")
+            if repeat or options.quick:  # the first warms up
+                for name, sec in worker.facts().items():
+                    add(cells, f"loop {size} {name}", "s", [sec])
+
+
+def ada(options: argparse.Namespace, cells: Cells) -> None:
+    """The augmentation pipe by itself."""
+    for size in [] if options.quick else options.config:
+        common = {"size": size, "threads": options.threads}
+        chosen = {
+            "reference": Variant(path="reference", allocator="system", **common),
+            "ours fp32": Variant(**common),
+        }
+        simple(options, cells, "augment", chosen, options.repeats or 5, least_sec=0.1,
+               label=f"augment {size}")  # fmt: skip
+
+
+def scaling(options: argparse.Namespace, cells: Cells) -> None:
+    """Main phases while resolution, batch, channels or threads grow."""
+    if not options.quick:
+        chosen = {f"ours {p}": Variant(precision=p, threads=options.threads) for p in options.precision[:1]}
+        simple(options, cells, "scaling", chosen, options.repeats or 3)
+
+
+def metrics(options: argparse.Namespace, cells: Cells) -> None:
+    """Distances between features, and features."""
+    if not options.quick:
+        simple(options, cells, "metrics", {"ours fp32": Variant(threads=options.threads)}, options.repeats or 3)
+
+
+def simple(
+    options: argparse.Namespace, cells: Cells, kind: str, chosen: dict[str, Variant], repeats: int, *,
+    least_sec: float = 0.0, label: str = "",
+) -> None:  # fmt: skip
+    """Time all pieces of a kind of subject that any variant has, interleaved."""
+    label = label or kind
+    say(f"{label}: {', '.join(chosen)}")
+    with measure.started({name: Worker(kind, variant) for name, variant in chosen.items()}) as workers:
+        pieces = list(dict.fromkeys(piece for worker in workers.values() for piece in worker.names))
+        times = measure.interleave(workers, pieces, repeats, warm=pieces, least_sec=least_sec)
+        for name in workers:
+            for piece, samples in times[name].items():
+                add(cells, f"{label} {name} {piece}", "s", samples)
+
+
+def has_onnxruntime() -> bool:
+    """Whether the extra `onnx` is installed; says so where it isn't."""
+    if importlib.util.find_spec("onnxruntime") and importlib.util.find_spec("onnx"):
+        return True
+    say("onnxruntime is not installed (extra `onnx`): left out")
+    return False
+
+
+PARTS: dict[str, Callable[[argparse.Namespace, Cells], None]] = {
+    "step": step, "infer": infer, "ops": ops, "floor": floor, "loop": loop, "ada": ada, "scaling": scaling,
+    "metrics": metrics,
+}  # fmt: skip
 
 
 def note_profile(options: argparse.Namespace, worker: Worker, pieces: Any, label: str, cells: Cells) -> None:
@@ -115,7 +212,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)}, or report FILE; none = all")
     parser.add_argument("--config", action="append", choices=tuple(subjects.SIZES), help="network; can be repeated")
     parser.add_argument("--precision", action="append", choices=("fp32", "bf16"), help="can be repeated")
-    parser.add_argument("--batch", action="append", type=int, help="of inference; can be repeated")
+    parser.add_argument("--batch", action="append", type=int, choices=(8, 1), help="of inference; can be repeated")
     parser.add_argument("--path", choices=("both", "ours", "reference"), default="both")
     parser.add_argument("--no-strict", dest="strict", action="store_false", help="leave the strict reference out")
     parser.add_argument("--ops", choices=("", "auto", "native", "ref"), default="", help="STYLEGAN_ROOTED_OPS of ours")

@@ -55,6 +55,7 @@ def all_goals() -> list[Goal]:
     for size in SIZES:
         for batch in (8, 1):
             goals.append(Goal(f"over onnxruntime b{batch} {size}", 1.2))
+            goals.append(Goal(f"over onnxruntime b{batch} {size} bf16", 1.2))
     goals.append(Goal("peak memory l256 fp32", 0.7, is_least=False))
     for size in SIZES:
         goals.append(Goal(f"ADA share {size}", 8.0, is_least=False, unit=" %"))

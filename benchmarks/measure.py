@@ -74,30 +74,38 @@ def step_seconds(phases: dict[str, list[float]], intervals: dict[str, int], batc
 
 def interleave(
     workers: dict[str, Worker], pieces: Iterable[str], repeats: int, *, warm: Iterable[str], least_sec: float = 0.0,
-    say: Callable[[str], None] = lambda _: None,
+    in_a_row: bool = False, say: Callable[[str], None] = lambda _: None,
 ) -> dict[str, dict[str, list[float]]]:  # fmt: skip
-    """Seconds per worker and piece: every repetition asks all workers for a piece before the next piece is due.
+    """Seconds per worker and piece: in every repetition the workers take turns, piece by piece.
 
     Args:
         workers: Name: process.
-        pieces: What to time.
+        pieces: What to time; a worker that does not have a piece is passed over.
         repeats: Repetitions that count.
-        warm: Names of workers that first run every piece once, uncounted.
+        warm: Pieces that every worker first runs once, uncounted.
         least_sec: Short pieces are repeated to fill this time, judged by a first run.
+        in_a_row: Workers take turns by repetitions instead: all pieces of one, then of the next. Memory that a process
+            has handed back goes to the host of a virtual machine within seconds and is dear to get again; the original
+            was measured without such pauses.
         say: Told what is being done.
     """
     pieces = list(pieces)
-    times: dict[str, dict[str, list[float]]] = {name: {piece: [] for piece in pieces} for name in workers}
+    times: dict[str, dict[str, list[float]]] = {
+        name: {piece: [] for piece in pieces if piece in worker.names} for name, worker in workers.items()
+    }
     counts: dict[tuple[str, str], int] = {}
-    for name in warm:
-        for piece in pieces:
-            first = workers[name].time(piece).sec
-            counts[name, piece] = max(math.ceil(least_sec / max(first, 1e-6)), 1)
+    warm = list(warm)
+    for name, worker in workers.items():
+        for piece in times[name]:
+            if piece in warm:
+                first = worker.time(piece).sec
+                counts[name, piece] = max(math.ceil(least_sec / max(first, 1e-6)), 1)
     order = list(workers)
     for repetition in range(repeats):
         say(f"repetition {repetition + 1} of {repeats}")
-        for piece in pieces:
-            for name in order:
+        turns = [(n, p) for n in order for p in pieces] if in_a_row else [(n, p) for p in pieces for n in order]
+        for name, piece in turns:
+            if piece in times[name]:
                 times[name][piece].append(quiet_seconds(workers[name], piece, counts.get((name, piece), 1)))
         order = order[1:] + order[:1]  # nobody always comes after the same neighbour
     return times

@@ -12,6 +12,8 @@ from benchmarks import goals, measure
 from benchmarks.subjects import PHASES
 
 BATCH = 8
+PEAK_FLOPS = {f"conv 3x3 {c}x{s}x{s}": 2 * 9 * c * c * s * s * BATCH for c, s in ((512, 32), (256, 64), (128, 128))}
+COPIED = 2**28  # bytes
 # What the original was measured to cost on two cores of a Zen 5 processor with torch 2.13 (a study made beforehand):
 # seconds per image of training, seconds per phase of batch 8, images per second of inference.
 STEP_SEC = {"s64": 0.0765, "m64": 0.967, "l256": 3.90}
@@ -111,7 +113,52 @@ def figures(record: Record) -> dict[str, list[float]]:
                 out[f"infer b{batch} {size} {precision}"] = measure.ratios(*pair)
             pair = [samples(record, f"memory {size} {name}") for name in (f"ours {precision}", "reference")]
             out[f"peak memory {size} {precision}"] = measure.ratios(*pair)
+            out[f"conv floor {size} {precision}"] = floor_shares(record, size, precision)
+        for batch in INFER_IMG_PER_SEC:
+            pair = [samples(record, f"infer b{batch} {size} {name}") for name in ("onnxruntime", "ours fp32")]
+            out[f"over onnxruntime b{batch} {size}"] = measure.ratios(*pair)
+            pair = [samples(record, f"infer b{batch} {size} {name}") for name in ("onnxruntime", "ours bf16")]
+            out[f"over onnxruntime b{batch} {size} bf16"] = measure.ratios(*pair)
+        out[f"ADA share {size}"] = ada_shares(record, size)
+        bare, whole = samples(record, f"loop {size} bare"), samples(record, f"loop {size} loop")
+        out[f"loop overhead {size}"] = [(w / b - 1) * 100 for b, w in zip(bare, whole)]
     return {name: values for name, values in out.items() if values}
+
+
+def flops_per_image(record: Record, size: str) -> float:
+    """Operations of a step per image, all phases over their intervals; 0 where they were not counted."""
+    counts = {phase: samples(record, f"flops {size} {phase}") for phase in PHASES}
+    if not all(counts.values()):
+        return 0.0
+    return sum(counts[phase][0] / interval for phase, interval in PHASES.items())
+
+
+def conv_peak(record: Record, precision: str) -> float:
+    """Operations per second of the fastest convolution measured; 0 where none was."""
+    speeds = [0.0]
+    for name, flops in PEAK_FLOPS.items():
+        sec = samples(record, f"peak {precision} {name}")
+        speeds += [flops / measure.spread(sec).median] if sec else []
+    return max(speeds)
+
+
+def floor_shares(record: Record, size: str, precision: str) -> list[float]:
+    """Per repetition: the time in which a step's operations would run at the convolutions' peak, in % of its time."""
+    flops, peak = flops_per_image(record, size), conv_peak(record, precision)
+    if not flops or not peak:
+        return []
+    return [100 * flops / peak / sec for sec in step_samples(record, size, f"ours {precision}")]
+
+
+def ada_shares(record: Record, size: str) -> list[float]:
+    """Augmentation in % of an iteration with it: Gmain with gradients, Dmain fakes and reals, Dreg twice derived."""
+    pieces = {name: samples(record, f"augment {size} ours fp32 {name}") for name in ("forward", "gradient", "second")}
+    whole = step_samples(record, size, "ours fp32")
+    if not all(pieces.values()) or not whole:
+        return []
+    step = measure.spread(whole).median * BATCH
+    costs = [g + 2 * f + s / PHASES["Dreg"] for f, g, s in zip(*pieces.values())]
+    return [100 * cost / (step + cost) for cost in costs]
 
 
 def render(record: Record) -> str:
@@ -121,9 +168,11 @@ def render(record: Record) -> str:
         f"{environment['processor']}, {environment['threads']} threads, torch {environment['torch']}, "
         f"revision {environment['revision']}, operators {environment['operators']}"
     ]
-    for table in (step_table(record), infer_table(record), calibration_table(record), goal_table(record)):
-        if table:
-            parts.append(table)
+    tables = (
+        step_table, infer_table, ops_table, floor_table, loop_table, scaling_table, metrics_table, calibration_table,
+        goal_table,
+    )  # fmt: skip
+    parts += [text for text in (table(record) for table in tables) if text]
     return "\n\n".join(parts)
 
 
@@ -151,6 +200,78 @@ def infer_table(record: Record) -> str:
                 speed = [batch / s for s in value["samples"]]
                 lines.append(f"{cell.removeprefix('infer '):<34} {_shown(speed)}")
     return "\n".join([f"{'inference, img/s':<34} {'median (quartiles), n':>28}", *lines]) if lines else ""
+
+
+def ops_table(record: Record) -> str:
+    """Single operators, forward and backward, in milliseconds."""
+    names = dict.fromkeys(c.removeprefix("ops reference ") for c in record["cells"] if c.startswith("ops reference "))
+    lines = []
+    for name in names:
+        slow, ours, half = (samples(record, f"ops {v} {name}") for v in ("reference", "ours fp32", "ours bf16"))
+        if not ours:
+            continue
+        times = [f"{measure.spread(v).median * 1e3:10.3f}" if v else f"{'-':>10}" for v in (slow, ours, half)]
+        ratios = [f"{_middle(measure.ratios(slow, v)):8.2f}x" if v else f"{'-':>9}" for v in (ours, half)]
+        lines.append(f"{name:<28} {' '.join(times)} {' '.join(ratios)}")
+    head = f"{'operator, forward + backward, ms':<28}{'reference':>7} {'fp32':>10} {'bf16':>10} {'fp32':>9} {'bf16':>9}"
+    return "\n".join([head, *lines]) if lines else ""
+
+
+def floor_table(record: Record) -> str:
+    """What this processor reaches at best, and how much of it a training step gets."""
+    lines = []
+    for precision in ("fp32", "bf16"):
+        if conv_peak(record, precision):
+            lines.append(f"convolution peak {precision}, GFLOP/s {conv_peak(record, precision) / 1e9:26.0f}")
+    copy = samples(record, "peak fp32 copy")
+    if copy:
+        lines.append(f"memory copy, GB/s (read + write) {2 * COPIED / measure.spread(copy).median / 1e9:22.1f}")
+    for size in goals.SIZES:
+        if flops_per_image(record, size):
+            lines.append(f"operations per image {size}, GFLOP {flops_per_image(record, size) / 1e9:20.1f}")
+        for precision in ("fp32", "bf16"):
+            shares = floor_shares(record, size, precision)
+            if shares:
+                lines.append(f"share of the convolution floor {size} {precision}, % {_shown(shares)}")
+    return "\n".join(["floor", *lines]) if lines else ""
+
+
+def loop_table(record: Record) -> str:
+    """The loop around the step, and augmentation."""
+    lines = []
+    for cell, value in record["cells"].items():
+        if cell.startswith(("loop ", "augment ")):
+            lines.append(f"{cell:<34} {_shown([s * 1e3 for s in value['samples']])}")
+    return "\n".join([f"{'loop and augmentation, ms':<34} {'median (quartiles), n':>28}", *lines]) if lines else ""
+
+
+def scaling_table(record: Record) -> str:
+    """How a main step grows, with the fitted exponent per axis."""
+    axes: dict[tuple[str, str], dict[int, float]] = {}
+    for cell, value in record["cells"].items():
+        if cell.startswith("scaling "):
+            *name, axis, size = cell.removeprefix("scaling ").split()
+            axes.setdefault((" ".join(name), axis), {})[int(size)] = measure.spread(value["samples"]).median
+    lines = []
+    for (name, axis), costs in axes.items():
+        shown = "  ".join(f"{size}: {sec:.3f} s" for size, sec in costs.items())
+        if len(costs) > 1:
+            lines.append(
+                f"{name} {axis:<11} {shown}   exponent {measure.exponent(list(costs), list(costs.values())):.2f}"
+            )
+        else:
+            lines.append(f"{name} {axis:<11} {shown}")
+    return "\n".join(["scaling of Gmain + Dmain", *lines]) if lines else ""
+
+
+def metrics_table(record: Record) -> str:
+    """Seconds of the metrics' parts."""
+    lines = [
+        f"{cell.removeprefix('metrics ours fp32 '):<34} {_shown(value['samples'])}"
+        for cell, value in record["cells"].items()
+        if cell.startswith("metrics ")
+    ]
+    return "\n".join([f"{'metrics, s':<34} {'median (quartiles), n':>28}", *lines]) if lines else ""
 
 
 def calibration_table(record: Record) -> str:
@@ -197,6 +318,10 @@ def _variants(record: Record, kind: str, piece: str) -> list[tuple[str, str]]:
             size, name = cell.removeprefix(f"{kind} ").removesuffix(f" {piece}").split(" ", 1)
             out.append((size, name))
     return out
+
+
+def _middle(values: list[float]) -> float:
+    return measure.spread(values).median
 
 
 def _shown(values: list[float]) -> str:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from benchmarks import reference
+from benchmarks import onnx_export, reference
 from stylegan_rooted import finetune
 from torch_utils import images
 from training import training_loop
@@ -47,7 +47,7 @@ class Variant:
     """One way of doing the work.
 
     Args:
-        path: `ours` or `reference`.
+        path: `ours` or `reference`; for inference also `onnxruntime`.
         precision: `fp32` or `bf16`; the reference knows fp32 only.
         allocator: `project` = the settings that this project's commands make for their process, `system` = none.
         size: A key of SIZES.
@@ -120,9 +120,9 @@ def write_images(folder: Path, resolution: int, num: int = NUM_IMAGES) -> Path:
 
 
 class TrainingSubject:
-    """Pieces Gmain, Greg, Dmain, Dreg (gradients and Adam) and ema of one variant; its files lie in `root`."""
+    """Pieces Dreg, Greg, Dmain, Gmain (gradients and Adam) and ema of one variant; its files lie in `root`."""
 
-    names = (*PHASES, "ema")
+    names = ("Dreg", "Greg", "Dmain", "Gmain", "ema")  # what comes first after a pause should weigh least
 
     def __init__(self, variant: Variant, root: Path) -> None:
         self.variant = variant
@@ -158,24 +158,10 @@ class TrainingSubject:
             self.run.progress.cur_nimg += self.variant.batch  # other latents next time
 
 
-class LoopSubject:
-    """Piece `loop`: 16 iterations of the loop as it ships, data and statistics included; one lazy period."""
-
-    names = ("loop",)
-
-    def __init__(self, variant: Variant, root: Path) -> None:
-        self.training = TrainingSubject(variant, root)
-
-    def __call__(self, name: str) -> None:
-        """Run 16 iterations."""
-        for _ in range(max(PHASES.values())):
-            training_loop.step(self.training.run)
-
-
 class InferenceSubject:
-    """Piece `infer`: one batch through the generator with constant noise, without gradients."""
+    """Pieces `b8` and `b1`: so many images at once from the generator, constant noise, without gradients."""
 
-    names = ("infer",)
+    names = ("b8", "b1")
 
     def __init__(self, variant: Variant, root: Path) -> None:
         training = TrainingSubject(variant, root)
@@ -185,17 +171,21 @@ class InferenceSubject:
             for name in PHASES:
                 training(name)
         self.G = training.run.G_ema.eval().requires_grad_(False)
-        self.z = torch.from_numpy(np.random.RandomState(0).randn(variant.batch, self.G.z_dim)).float()
-        self.c = torch.zeros(variant.batch, 0)
-        self.render: Callable[[], torch.Tensor] = lambda: self.G(self.z, self.c, noise_mode="const")
-        if variant.path == "reference":
+        self.path, self.threads = variant.path, variant.threads
+        self.calls: dict[str, Callable[[], Any]] = {name: self.renderer(int(name[1:])) for name in self.names}
+
+    def renderer(self, batch: int) -> Callable[[], Any]:
+        """What makes so many images [N, C, R, R] of the same latents every time."""
+        z = torch.from_numpy(np.random.RandomState(0).randn(batch, self.G.z_dim)).float()
+        if self.path == "onnxruntime":
+            session = onnx_export.session(onnx_export.exported(self.G, batch), self.threads)
+            return lambda: session.run(None, {"z": z.numpy()})[0]
+        if self.path == "reference":
             generator = reference.ReferenceGenerator(self.G)
-            self.render = lambda: generator(self.z, "const")
+            return lambda: generator(z, "const")
+        return lambda: self.G(z, torch.zeros(batch, 0), noise_mode="const")
 
-    @torch.no_grad()
-    def __call__(self, name: str) -> torch.Tensor:
-        """Images [N, C, R, R]."""
-        return self.render()
-
-
-SUBJECTS: dict[str, Any] = {"train": TrainingSubject, "loop": LoopSubject, "infer": InferenceSubject}
+    @torch.inference_mode()
+    def __call__(self, name: str) -> Any:
+        """Make images."""
+        return self.calls[name]()

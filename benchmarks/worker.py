@@ -36,7 +36,7 @@ class Worker:
     """A subject in another process; use as a context manager.
 
     Args:
-        kind: A key of `subjects.SUBJECTS`.
+        kind: A key of `parts.SUBJECTS`.
         variant: How the work is done.
     """
 
@@ -49,10 +49,12 @@ class Worker:
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._words, text=True, env=env
         )
-        self.about: dict[str, Any] = {}
+        self.names: list[str] = []
+        self.operators = ""
 
     def __enter__(self) -> "Worker":
-        self.about = self._answer()
+        about = self._answer()
+        self.names, self.operators = about["names"], about["operators"]
         return self
 
     def __exit__(self, *_: Any) -> None:
@@ -72,6 +74,10 @@ class Worker:
     def peak_mib(self) -> float:
         """Peak resident memory of the process so far."""
         return float(self._ask({"do": "memory"})["mib"])
+
+    def facts(self) -> dict[str, float]:
+        """What the subject found out beside its time."""
+        return dict(self._ask({"do": "facts"})["facts"])
 
     def profile(self, name: str, rows: int) -> list[dict[str, Any]]:
         """The operators in which a piece spends its time, by their own time: [{op, share, calls}]."""
@@ -144,20 +150,22 @@ def main() -> None:
 
     import torch
 
-    from benchmarks import subjects
+    from benchmarks import parts, subjects
     from torch_utils import custom_ops
 
     torch.manual_seed(0)
     kind, variant = sys.argv[1], subjects.Variant(**json.loads(sys.argv[2]))
     with tempfile.TemporaryDirectory() as folder:
-        subject = subjects.SUBJECTS[kind](variant, Path(folder))
-        answer({"operators": custom_ops.describe(), "threads": torch.get_num_threads(), "pid": os.getpid()})
+        subject = parts.SUBJECTS[kind](variant, Path(folder))
+        answer({"operators": custom_ops.describe(), "names": list(subject.names)})
         for line in sys.stdin:
             question = json.loads(line)
             if question["do"] == "time":
                 answer(dataclasses.asdict(timed(subject, question["name"], question["count"])))
             elif question["do"] == "profile":
                 answer({"ops": profiled(subject, question["name"], question["rows"])})
+            elif question["do"] == "facts":
+                answer({"facts": getattr(subject, "facts", {})})
             else:
                 answer({"mib": peak_mib()})
 

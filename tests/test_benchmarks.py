@@ -10,7 +10,7 @@ from helpers import assert_close
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks import bench, goals, measure, reference, report, subjects  # noqa: E402
+from benchmarks import bench, compare, goals, measure, parts, reference, report, subjects  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -127,6 +127,70 @@ def test_a_record_becomes_tables(tmp_path):
     (tmp_path / "b.json").write_text("[]")
     with pytest.raises(ValueError, match="no record"):
         report.load(tmp_path / "b.json")
+
+
+def test_figures_beside_ratios():
+    """The floor, augmentation and the loop in percent, and the exponents, of a made-up record."""
+    cells: measure.Cells = {}
+    for piece in subjects.TrainingSubject.names:
+        bench.add(
+            cells, f"step s64 ours fp32 {piece}", "s", [0.0 if piece == "ema" else 0.4, 0.0 if piece == "ema" else 0.4]
+        )
+    step_sec = 0.4 * (1 + 1 / 4 + 1 + 1 / 16)
+    for phase in subjects.PHASES:
+        bench.add(cells, f"flops s64 {phase}", "flop", [1e9])
+    bench.add(cells, "peak fp32 conv 3x3 256x64x64", "s", [0.1])
+    for piece, sec in (("forward", 0.01), ("gradient", 0.03), ("second", 0.16)):
+        bench.add(cells, f"augment s64 ours fp32 {piece}", "s", [sec])
+    bench.add(cells, "loop s64 bare", "s", [0.4])
+    bench.add(cells, "loop s64 loop", "s", [0.5])
+    for threads, sec in ((1, 4.0), (2, 2.0)):
+        bench.add(cells, f"scaling ours fp32 threads {threads}", "s", [sec])
+    record = {"environment": report.new_record(2)["environment"], "cells": cells}
+    found = report.figures(record)
+    flops = 1e9 * (1 + 1 / 4 + 1 + 1 / 16)
+    peak = 2 * 9 * 256 * 256 * 64 * 64 * 8 / 0.1
+    assert math.isclose(found["conv floor s64 fp32"][0], 100 * flops / peak / (step_sec / 8))
+    assert math.isclose(found["ADA share s64"][0], 100 * 0.06 / (step_sec + 0.06))
+    assert math.isclose(found["loop overhead s64"][0], 25.0)
+    assert "exponent -1.00" in report.render(record)
+
+
+def test_compare_marks_what_is_beyond_the_spread():
+    assert compare.verdict([1.0, 1.01, 0.99], [0.9, 0.89, 0.91])[1] == -1
+    assert compare.verdict([1.0, 1.01, 0.99], [1.2, 1.21, 1.19])[1] == 1
+    assert compare.verdict([1.0, 1.01, 0.99], [1.02, 1.03, 1.01])[1] == 0  # apart, but by less than 3 %
+    assert compare.verdict([1.0, 1.5, 0.5], [1.2, 1.7, 0.7])[1] == 0  # the quartiles overlap
+    assert compare.verdict([1.0], [1.1])[1] == 0  # one sample on a side says little
+    assert compare.verdict([1.0], [1.2]) == (1.2, 1)
+
+
+def test_compare_prints_the_ratio_of_each_cell(tmp_path, monkeypatch, capsys):
+    environment = report.new_record(2)["environment"]
+    paths = [tmp_path / "a.json", tmp_path / "b.json"]
+    for path, sec in zip(paths, (1.0, 0.5)):
+        cells = {"x": {"unit": "s", "samples": [sec] * 3}, "same": {"unit": "s", "samples": [1.0] * 3}}
+        report.save(path, {"environment": environment | {"threads": sec}, "cells": cells})
+    monkeypatch.setattr("sys.argv", ["compare.py", *map(str, paths)])
+    compare.main()
+    out = capsys.readouterr().out
+    assert "0.500x  faster" in out and "1 of 2 cells within their spread" in out and "Careful: threads differs" in out
+    monkeypatch.setattr("sys.argv", ["compare.py", *map(str, paths[:1]), str(tmp_path / "none.json")])
+    with pytest.raises(SystemExit, match="none.json"):
+        compare.main()
+
+
+def test_pieces_of_a_short_run_exist(tmp_path):
+    """What `--quick` asks workers for is there; one operator and one augmentation run."""
+    variant = subjects.Variant(size="tiny", batch=2, threads=1, allocator="system")
+    augment = parts.AugmentSubject(variant, tmp_path)
+    for name in augment.names:
+        augment(name)
+    flops = parts.FlopsSubject(variant, tmp_path)
+    flops("count")
+    assert set(flops.facts) == set(subjects.PHASES) and min(flops.facts.values()) > 0
+    assert set(parts.PeakSubject.names) == {*report.PEAK_FLOPS, "copy"}
+    assert set(bench.QUICK) <= set(bench.PARTS)
 
 
 def test_options_name_a_part_that_does_not_exist(capsys):
