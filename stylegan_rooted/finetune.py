@@ -37,6 +37,7 @@ from training.training_loop import (
     Grid,
     Progress,
     Run,
+    TrainingDiverged,
     render_grid,
     shared_images,
     shared_state,
@@ -156,8 +157,9 @@ def _train(plan: "Plan", opened: resume.Opened, say: Say, progress_bar: Callable
         with flushed_denormals(), hooks, catch_signals(hooks):
             train(training_run, hooks)
     except BaseException as error:
-        with suppress(OSError):
+        with suppress(OSError):  # the disk may be full
             log("failed", progress.cur_nimg, reason=" ".join(f"{type(error).__name__}: {error}".split()))
+        say_what_is_saved(path, error, say if env.is_main else silence)
         raise
     if progress.cur_nimg < progress.total_nimg:
         log("stopped", progress.cur_nimg, reason=hooks.stop_requested)
@@ -175,6 +177,14 @@ def rewind(run: Run, opened: resume.Opened) -> None:
         return
     measured_again = run.progress.settled or run.progress.snapshot_due(run.config.schedule.snap)
     run_dir.rewind(run.path, opened.state["files"], keep_metrics=not measured_again)
+
+
+def say_what_is_saved(path: Path, error: BaseException, say: Say) -> None:
+    """One line before an error's own: where the same command goes on."""
+    if isinstance(error, Exception) and not isinstance(error, TrainingDiverged | ProcessFailed):
+        newest = next(iter(checkpoint.find(path)), None)
+        if newest is not None:
+            say(f"Saved up to {checkpoint.nimg_of(newest) / 1000:g} kimg; the same command goes on from there")
 
 
 def describe_start(plan: "Plan", opened: resume.Opened) -> str:
@@ -702,9 +712,15 @@ class RunHooks:
         """(results, None) or ([], why there are none). Nothing that a measurement does may end the training."""
         if self.should_stop(run):
             return [], f"stopped by {self.stop_requested}"
-        self.measuring = run.env.world == 1  # several processes end a measurement together or not at all
+        alone = run.env.world == 1  # several processes end a measurement together or not at all
+        limit_sec = run.config.metric.max_minutes * 60
+        self.measuring = alone
         try:
-            return evaluator.evaluate(run.G_ema)
+            with time_limit(limit_sec if alone else None):
+                return evaluator.evaluate(run.G_ema)
+        except TookTooLong:
+            self._evaluator = None
+            return [], f"took longer than --metric-minutes {limit_sec / 60:g}, and is left out from now on"
         except KeyboardInterrupt:
             if not self.stop_requested:
                 raise
@@ -723,6 +739,36 @@ class RunHooks:
         if self._events is not None:
             seconds = time.time() - run.progress.start_time
             self._events.add_scalar(name, value, global_step=run.progress.cur_nimg // 1000, walltime=seconds)
+
+
+class TookTooLong(BaseException):
+    """Raised inside `time_limit`; no Exception, so that nothing in between takes it for one of its own."""
+
+
+@contextmanager
+def time_limit(seconds: float | None) -> Iterator[None]:
+    """Interrupt the block with TookTooLong after `seconds`; None sets no limit.
+
+    Interrupts Python and waiting system calls, not a compiled function that never returns. Without effect where there
+    is no alarm signal (Windows, threads other than the main one).
+    """
+
+    def expire(number: int, frame: Any) -> None:
+        raise TookTooLong
+
+    try:
+        previous = signal.signal(signal.SIGALRM, expire) if seconds else None
+    except (AttributeError, ValueError):
+        previous = None
+    if previous is None:
+        yield
+        return
+    signal.setitimer(signal.ITIMER_REAL, min(seconds or 0, 1e8))
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
 
 
 @contextmanager

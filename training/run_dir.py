@@ -10,6 +10,7 @@ import platform
 import re
 import sys
 import time
+from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,27 @@ def remove_leftovers(path: Path) -> None:
     """Remove the unfinished files of a process that was killed while it wrote; its lock must be held."""
     for file in path.glob(".*.tmp"):
         file.unlink(missing_ok=True)
+
+
+def best_snapshot(path: Path, metric: str) -> str | None:
+    """File name of the snapshot with the smallest value of a metric (`fid` or `kid`, by any detector), or None."""
+    files = {"fid": ("metric-fid.jsonl", "metric-fd.jsonl"), "kid": ("metric-kid.jsonl", "metric-kd.jsonl")}
+    tables = [rows for name in files.get(metric, ()) if (rows := read_jsonl(path / name))]
+    if not tables:
+        return None
+    rows = max(tables, key=lambda table: table[-1].get("timestamp") or 0)  # of the detector in use
+    found = [(value, row["snapshot_pkl"]) for row in rows for value in row["results"].values() if value is not None]
+    found = [(value, name) for value, name in found if (path / name).exists()]
+    return min(found)[1] if found else None
+
+
+def prune_snapshots(path: Path, keep_last: int, spared: Container[str | None]) -> None:
+    """Remove all network-snapshot-* but the newest `keep_last` and those whose pickle's name is in `spared`."""
+    pickles = sorted(path.glob("network-snapshot-*.pkl"), key=lambda p: (len(p.name), p.name))
+    for old in pickles[:-keep_last]:
+        if old.name not in spared:
+            for file in path.glob(f"{old.stem}.*"):
+                file.unlink(missing_ok=True)
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:

@@ -50,6 +50,8 @@ class Progress:
     settled: bool = True
     """What follows the last step (tick, snapshot) has been done. A restored run may have it still to do."""
     saved_time: float = field(default_factory=time.monotonic)
+    milestones: list[str] = field(default_factory=list)
+    """Snapshots that `keep_every` keeps for good."""
 
     @property
     def finished(self) -> bool:
@@ -87,7 +89,7 @@ class Progress:
         self.start_time = now - state["elapsed_sec"]
         self.tick_start_time = self.tick_end_time = now - state["tick_elapsed_sec"]
 
-    _COUNTERS = ("cur_nimg", "step", "tick", "tick_start_nimg", "maintenance_sec", "num_nonfinite", "settled")
+    _COUNTERS = tuple("cur_nimg step tick tick_start_nimg maintenance_sec num_nonfinite settled milestones".split())
 
 
 @dataclass
@@ -177,6 +179,7 @@ def train(run: Run, hooks: Hooks) -> None:
         hooks.on_tick(run, scalars, status)
         if snapshot:
             hooks.on_snapshot(run, save_snapshot(run))
+            keep_to_budget(run)
             progress.stopped = progress.stopped or hooks.should_stop(run)  # asked for while measuring
         if diverged:
             error = TrainingDiverged(
@@ -418,6 +421,21 @@ def write_snapshot(run: Run, name: str, path: Path) -> None:
         augment_pipe=run.augment_pipe,
         training_set_kwargs=run.training_set_kwargs,
     )
+
+
+def keep_to_budget(run: Run) -> None:
+    """Remove the snapshots that the schedule's `keep_last`, `keep_every` and `keep_best` do not keep."""
+    schedule, progress = run.config.schedule, run.progress
+    if schedule.keep_last is None:
+        return
+    newest = f"network-snapshot-{progress.kimg_name}.pkl"
+    if schedule.keep_every and progress.tick // schedule.snap % schedule.keep_every == 0:
+        progress.milestones = [*(name for name in progress.milestones if name != newest), newest]
+    if run.env.is_main:
+        wanted = [name for name in run.config.metric.metrics if name in ("fid", "kid")]
+        metric = (wanted or ["none"])[0] if schedule.keep_best == "auto" else schedule.keep_best
+        spared = {*progress.milestones, run_dir.best_snapshot(run.path, metric)}
+        run_dir.prune_snapshots(run.path, schedule.keep_last, spared)
 
 
 @torch.inference_mode()

@@ -1,6 +1,7 @@
 """The command line. A lazy group: `--help` imports no torch, and a command's module is imported when it is called.
 
-Exit codes: 0 done, 1 the work could not be done (one line `Error: …`), 2 wrong usage, 130 interrupted.
+Exit codes: 0 done, 1 the work could not be done (one line `Error: …`), 2 wrong usage, 3 training diverged, 130 and 143
+stopped by SIGINT and SIGTERM.
 """
 
 import importlib
@@ -78,7 +79,7 @@ def main(argv: list[str] | None = None) -> None:
         if kind not in ("TrainingDiverged", "OutOfMemoryError") or os.environ.get("STYLEGAN_ROOTED_TRACEBACK"):
             raise
         remedy = "; with finetune, a smaller --batch-gpu needs less" if kind == "OutOfMemoryError" else ""
-        fail(f"{one_line(str(e))}{remedy}", 1)
+        fail(f"{one_line(str(e))}{remedy}", 3 if kind == "TrainingDiverged" else 1)
 
 
 def fail(message: str, code: int) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from stylegan_rooted.cli.options import (
     say,
     usage_errors,
 )
-from training.config import AUG_MODES, DETECTOR_MODES, DETECTORS, METRICS, PRECISIONS, FinetuneConfig
+from training.config import AUG_MODES, DETECTOR_MODES, DETECTORS, KEEP_BEST, PRECISIONS, FinetuneConfig
 
 PL_AUTO = "auto: 2, 0 with --cfg cifar"
 MIXING_AUTO = "auto: 0.9, 0 with --cfg cifar"
@@ -58,7 +59,7 @@ FIELDS = [
         "--keep-best",
         "schedule.keep_best",
         "Metric whose best snapshot --keep-last spares: auto (the first of --metrics), fid, kid or none.",
-        click.Choice(["auto", *METRICS]),
+        click.Choice(list(KEEP_BEST)),
         "Schedule",
     ),
     Field("--loss", "loss.name", "Adversarial objective.", click.Choice(["logistic", "rooted"]), "Objective"),
@@ -322,7 +323,7 @@ def command(config_file: str | None, restart: bool, dry_run: bool, **values: Any
         flags={f.target: f.flag for f in FIELDS},
     )
     if outcome.stopped_by:
-        raise click.exceptions.Exit(128 + signal.Signals[outcome.stopped_by])
+        sys.exit(128 + signal.Signals[outcome.stopped_by])
 
 
 def check_usage(config: FinetuneConfig, dry_run: bool, values: dict[str, Any]) -> None:
