@@ -1,7 +1,7 @@
-"""Everything that may go wrong while a run trains: caused on purpose. What was saved stays, one line says what happened.
+"""Everything that may go wrong while a run trains, caused on purpose. What was saved stays; one line says what happened.
 
-Not here: a killed run (test_kill.py), a measurement that raises and a detector that is not there (test_finetune.py), two
-builders of one operator library and one that is killed (test_custom_ops.py).
+Not here: a killed run (test_kill.py), a measurement that raises and a detector that is not there (test_finetune.py),
+two builders of one operator library and one that is killed (test_custom_ops.py).
 """
 
 import json
@@ -323,7 +323,8 @@ def test_nan_on_the_way_is_left_out_and_counted(command, monkeypatch, poison) ->
     counts = [row["Progress/nonfinite"]["mean"] for row in stats(path)]
     assert counts[0] == 0 and 1 <= counts[-1] <= 6
     networks = network_pickle.load(path / "network-snapshot-000000.pkl")
-    assert all(v.isfinite().all() for net in (networks.G, networks.D, networks.G_ema) for v in net.state_dict().values())
+    for network in (networks.G, networks.D, networks.G_ema):
+        assert all(value.isfinite().all() for value in network.state_dict().values())
 
 
 def test_nan_in_a_weight_is_not_saved_over_the_last_good_state(command, tmp_path, monkeypatch) -> None:
