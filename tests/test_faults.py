@@ -1,4 +1,4 @@
-"""Everything that may go wrong while a run trains, caused on purpose. What was saved stays; one line says what happened.
+"""Everything that may go wrong while a run trains, caused on purpose. What was saved stays, one line says what it was.
 
 Not here: a killed run (test_kill.py), a measurement that raises and a detector that is not there (test_finetune.py),
 two builders of one operator library and one that is killed (test_custom_ops.py).
@@ -387,12 +387,13 @@ def test_snapshot_budget(command, tmp_path, monkeypatch) -> None:
     """The newest two, every third, and the best by KD; figures are set, so the best one is known."""
     monkeypatch.setattr(training_loop.Progress, "kimg_name", property(lambda self: f"{self.cur_nimg:06d}"))
     values = iter([5.0, 1.0, 4.0, 3.0, 6.0, 7.0, 8.0, 9.0])
-    original = evaluation.jsonl_record
+    original = evaluation.records
 
-    def record(row, **kwargs):
-        return {**original(row, **kwargs), "results": {row.name: next(values)}}
+    def records(rows, **kwargs):
+        for name, record in original(rows, **kwargs):
+            yield name, {**record, "results": {name: next(values)}}
 
-    monkeypatch.setattr(evaluation, "jsonl_record", record)
+    monkeypatch.setattr(evaluation, "records", records)
     arguments = ["--metrics", "kid", "--metric-num", "4", "--kimg", "0.06", "--keep-last", "2", "--keep-every", "3"]
     path = finetune.run(configured(command, "out", *arguments), say=lambda text: None)
     # Snapshots after 4, 12, 20, 28, 36, 44, 52, 60 images; their numbers are 0 to 7.

@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 AUG_MODES = ("ada", "fixed", "noaug")
-<<<<<<< HEAD
 SHORT_METRICS = ("fid", "kid", "fid_inf", "pr", "dc", "is", "ppl", "memorisation")
 FAMILY_METRICS = (
     *("fid50k_full", "kid50k_full", "pr50k3_full", "is50k", "ppl2_wend", "fid50k", "kid50k", "pr50k3"),
@@ -24,12 +23,7 @@ METRICS = (*SHORT_METRICS, *FAMILY_METRICS, "none")
 DETECTORS = ("embedded", "inception", "vgg16", "torchscript")
 DETECTOR_MODES = ("clean", "legacy_tensorflow", "legacy_pytorch")
 MAX_REPEATS = 1000
-=======
-METRICS = ("fid", "kid", "none")
 KEEP_BEST = ("auto", "fid", "kid", "none")
-DETECTORS = ("embedded", "inception")
-DETECTOR_MODES = ("clean", "legacy_tensorflow")
->>>>>>> 9cd650b (Faults of section 2, each caused by a test: signals, full disk, read-only outdir, bad images, NaN, hanging metrics, two at once; snapshot budget; exit codes)
 D_ARCHITECTURES = ("orig", "skip", "resnet")
 PRECISIONS = ("auto", "fp32", "fp16", "bf16")
 MIN_RESOLUTION = 8

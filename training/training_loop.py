@@ -432,7 +432,7 @@ def keep_to_budget(run: Run) -> None:
     if schedule.keep_every and progress.tick // schedule.snap % schedule.keep_every == 0:
         progress.milestones = [*(name for name in progress.milestones if name != newest), newest]
     if run.env.is_main:
-        wanted = [name for name in run.config.metric.metrics if name in ("fid", "kid")]
+        wanted = [name[:3] for name in run.config.metric.metrics if name.startswith(("fid", "kid"))]
         metric = (wanted or ["none"])[0] if schedule.keep_best == "auto" else schedule.keep_best
         spared = {*progress.milestones, run_dir.best_snapshot(run.path, metric)}
         run_dir.prune_snapshots(run.path, schedule.keep_last, spared)
