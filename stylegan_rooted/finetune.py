@@ -680,10 +680,11 @@ class RunHooks:
             self._add_event(run, name, scalar.mean)
 
     def on_snapshot(self, run: Run, path: Path) -> None:
-        if self._evaluator is None:
+        evaluator = self._evaluator
+        if evaluator is None:
             return
         start = time.time()
-        rows, problem = self._measure(self._evaluator, run)
+        rows, problem = self._measure(evaluator, run)
         if problem:
             ends = run.progress.finished or self.stop_requested
             self.say(f"Metrics left out: {problem}" + ("" if ends else " (training goes on)"))
@@ -693,7 +694,7 @@ class RunHooks:
             snapshot=path.name,
             nimg=nimg,
             seconds=seconds,
-            fingerprint=self._evaluator.fingerprint,
+            fingerprint=evaluator.fingerprint,
             num_processes=run.env.world,
         ):
             run_dir.append_jsonl(run.path / f"metric-{name}.jsonl", record)
