@@ -3,9 +3,12 @@
 import contextlib
 import ctypes
 import functools
+import mmap
+import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, TextIO, TypeVar
 
 import numpy as np
@@ -85,18 +88,42 @@ def keep_freed_memory() -> bool:
     """Ask the C library to reuse freed memory instead of handing it back to the system; for long runs on a CPU.
 
     Large tensors are otherwise mapped and cleared afresh by the kernel every time: a tenth of a small network's
-    training step. Affects the whole process and cannot be undone.
+    training step, more than a third of one at 256 pixels. Where the system lets a process ask for huge pages, half of
+    the machine's memory is set aside for the heap and huge pages are asked for in it; only what is used is taken.
+    Affects the whole process and cannot be undone.
 
     Returns:
         Whether it was done; False on systems without glibc's `mallopt`.
     """
     try:
-        mallopt = ctypes.CDLL(None).mallopt
+        libc = ctypes.CDLL(None)
+        mallopt = libc.mallopt
     except (OSError, TypeError, AttributeError):
         return False
-    trim_threshold, top_pad, mmap_max = -1, -2, -4  # malloc.h
-    settings = {mmap_max: 0, trim_threshold: 2**31 - 1, top_pad: 2**27}
-    return all([bool(mallopt(parameter, value)) for parameter, value in settings.items()])
+    trim_threshold, top_pad, mmap_max = -1, -2, -4  # malloc.h; a threshold of -1 is none
+    settings = {mmap_max: 0, trim_threshold: -1, top_pad: 2**27}
+    done = all([bool(mallopt(parameter, value)) for parameter, value in settings.items()])
+    if done:
+        _ask_for_huge_pages(libc)
+    return done
+
+
+def _ask_for_huge_pages(libc: Any) -> None:
+    """Let the heap grow once, to half of the machine's memory, and tell the kernel to back it with huge pages."""
+    try:
+        if "[madvise]" not in Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text():
+            return  # always, never, or no such thing: nothing to ask for
+        if Path("/proc/sys/vm/overcommit_memory").read_text().strip() == "2":
+            return  # what is set aside would be taken from everybody else
+        libc.malloc.restype = libc.sbrk.restype = ctypes.c_void_p
+        start = libc.sbrk(ctypes.c_ssize_t(0))
+        libc.free(ctypes.c_void_p(libc.malloc(ctypes.c_size_t(os.sysconf("SC_PHYS_PAGES") * mmap.PAGESIZE // 2))))
+        end = libc.sbrk(ctypes.c_ssize_t(0))
+    except (OSError, ValueError, AttributeError):
+        return
+    start -= start % mmap.PAGESIZE
+    if end > start:
+        libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), ctypes.c_int(mmap.MADV_HUGEPAGE))
 
 
 def params_and_buffers(module: torch.nn.Module) -> list[torch.Tensor]:

@@ -78,7 +78,9 @@ struct Product {
 // M rows by PANEL columns, in registers. TALL: a(m, k) = a[m * a_step + k], else a(m, k) = a[k * a_step + m].
 template <int M, bool TALL> void product(const Product& p, const Term* terms, int64_t num_terms, float* c) {
     Vec sum[M][COLS];
+#pragma GCC unroll 16
     for (int m = 0; m < M; m++)
+#pragma GCC unroll 4
         for (int j = 0; j < COLS; j++) sum[m][j] = p.is_added ? load(c + m * p.c_step + j * LANES) : Vec{};
     for (int64_t t = 0; t < num_terms; t++) {
         const float* b = terms[t].b;
@@ -100,7 +102,9 @@ template <int M, bool TALL> void product(const Product& p, const Term* terms, in
             else a[0] += step;
         }
     }
+#pragma GCC unroll 16
     for (int m = 0; m < M; m++)
+#pragma GCC unroll 4
         for (int j = 0; j < COLS; j++) store(c + m * p.c_step + j * LANES, sum[m][j]);
 }
 
