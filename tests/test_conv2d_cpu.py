@@ -88,6 +88,24 @@ def test_transposed(case, native) -> None:
     assert native["conv2d_input"] and native["conv2d"] and native["conv2d_weight"]
 
 
+@pytest.mark.parametrize("case", CASES)
+def test_bfloat16_is_rounded_once(case, native) -> None:
+    """Sums in float32: half a unit in the last place of the exact result, and what float32 itself is off."""
+    *_, stride, padding = case
+    x, w, dy, _ = (t.bfloat16() for t in operands(case))
+    results = []
+    for kind in (torch.bfloat16, torch.float64):
+        function = conv2d_gradfix.conv2d if kind == torch.bfloat16 else F.conv2d
+        a, b = x.to(kind).requires_grad_(), w.to(kind).requires_grad_()
+        y = function(a, b, None, stride, padding)
+        results.append((y, *torch.autograd.grad(y, (a, b), dy.to(kind))))
+    for ours, theirs, name in zip(*results, ("y", "dx", "dw")):
+        assert ours.dtype == torch.bfloat16
+        error = (ours.double() - theirs).abs()
+        assert (error <= theirs.abs() * 2**-8 + theirs.abs().max() * BOUND).all(), f"{name} of {case}"
+    assert native["conv2d_weight"]
+
+
 def test_layouts_and_bias(native) -> None:
     x, w, _, exact = operands(CASES[0])
     b = torch.linspace(-1, 1, 40)
@@ -212,6 +230,7 @@ def test_wrong_use_is_explained() -> None:
     for bad in (
         lambda: forward(x[0], w, 1, 1, 1, True),
         lambda: forward(x.double(), w.double(), 1, 1, 1, True),
+        lambda: forward(x, w.bfloat16(), 1, 1, 1, True),
         lambda: forward(x, w[:, :3], 1, 1, 1, True),
         lambda: forward(x, w[..., :2], 1, 1, 1, True),
         lambda: forward(x, w, 1, 3, 1, True),

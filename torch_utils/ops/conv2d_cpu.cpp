@@ -1,7 +1,8 @@
 // 3x3 convolutions for the CPU where they beat torch's: Winograd's at stride 1, products without im2col at stride 2.
 //
 // Schemas, shape functions, gradients and the choice between these and torch's own are in conv2d_cpu.py; here are only
-// the numbers. Images and their gradients are channels-last, float32; arithmetic is float32.
+// the numbers. Images and their gradients are channels-last, float32 or bfloat16; arithmetic is float32, results are
+// rounded once.
 //
 // Sources: Winograd, "Arithmetic Complexity of Computations", 1980; Lavin, Gray, "Fast Algorithms for Convolutional
 // Neural Networks", 2016 (arXiv:1509.09308). The sample points 0, +-1/sqrt(2), +-sqrt(2), infinity are ours: with the
@@ -15,8 +16,13 @@
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
+#if defined(__AVX512BF16__)
+#include <immintrin.h>
+#endif
+
 #include <algorithm>
 #include <array>
+#include <bit>
 #include <cstdint>
 #include <cstring>
 #include <vector>
@@ -48,17 +54,50 @@ inline Vec load(const float* p) {
 }
 inline void store(float* p, Vec v) { std::memcpy(p, &v, sizeof v); }
 
+struct Bfloat {
+    uint16_t bits;
+};
+typedef uint32_t Words __attribute__((vector_size(LANES * sizeof(uint32_t))));
+typedef uint16_t Halves __attribute__((vector_size(LANES * sizeof(uint16_t))));
+
+inline Vec load(const Bfloat* p) {
+    Halves h;
+    std::memcpy(&h, p, sizeof h);
+    return (Vec)(__builtin_convertvector(h, Words) << 16);
+}
+// To the nearest, ties to even.
+inline void store(Bfloat* p, Vec v) {
+    const Words u = (Words)v, rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
+    const Words is_nan = (Words)((u & 0x7fffffffu) > 0x7f800000u);  // all bits or none
+    const Halves h = __builtin_convertvector((rounded & ~is_nan) | (is_nan & 0x7fc0u), Halves);
+    std::memcpy(p, &h, sizeof h);
+}
+inline float widen(float v) { return v; }
+inline float widen(Bfloat v) { return std::bit_cast<float>(static_cast<uint32_t>(v.bits) << 16); }
+
+template <class T> inline T narrow(float v) { return v; }
+template <> inline Bfloat narrow<Bfloat>(float v) {
+    Bfloat all[LANES];
+    store(all, Vec{} + v);
+    return all[0];
+}
+
 // The first `num` lanes; 0 in the others.
-inline Vec load(const float* p, int64_t num) {
+template <class T> inline Vec load(const T* p, int64_t num) {
     if (num >= LANES) return load(p);
-    Vec v{};
-    if (num > 0) std::memcpy(&v, p, num * sizeof(float));
-    return v;
+    T part[LANES] = {};
+    if (num > 0) std::memcpy(part, p, num * sizeof(T));
+    return load(part);
 }
-inline void store(float* p, Vec v, int64_t num) {
+template <class T> inline void store(T* p, Vec v, int64_t num) {
     if (num >= LANES) return store(p, v);
-    if (num > 0) std::memcpy(p, &v, num * sizeof(float));
+    T part[LANES];
+    store(part, v);
+    if (num > 0) std::memcpy(p, part, num * sizeof(T));
 }
+
+template <class T> const T* data(const at::Tensor& t) { return static_cast<const T*>(t.const_data_ptr()); }
+template <class T> T* data(at::Tensor& t) { return static_cast<T*>(t.mutable_data_ptr()); }
 
 // ---- Products
 
@@ -215,10 +254,10 @@ struct Transformed {
 };
 
 // SIZE x SIZE pixels from row y, column x on, `num` channels of them from c on; 0 outside of the image.
-template <int SIZE> inline void read(const float* image, const Images& s, int64_t y, int64_t x, int64_t c, Vec* out) {
+template <int SIZE, class T> inline void read(const T* image, const Images& s, int64_t y, int64_t x, int64_t c, Vec* out) {
     const int64_t num = s.c - c;
     const bool is_inside = y >= 0 && x >= 0 && y + SIZE <= s.h && x + SIZE <= s.w && num >= LANES;
-    const float* corner = image + (y * s.w + x) * s.c + c;
+    const T* corner = image + (y * s.w + x) * s.c + c;
     if (is_inside) {
         for (int i = 0; i < SIZE; i++)
             for (int j = 0; j < SIZE; j++) out[i * SIZE + j] = load(corner + (i * s.w + j) * s.c);
@@ -232,9 +271,10 @@ template <int SIZE> inline void read(const float* image, const Images& s, int64_
 }
 
 // Tile t of x -> all planes.
-void transform_image(const float* x, const Images& s, const std::array<int64_t, 3>& place, int64_t pad_y, int64_t pad_x,
+template <class T>
+void transform_image(const T* x, const Images& s, const std::array<int64_t, 3>& place, int64_t pad_y, int64_t pad_x,
                      float* out, int64_t plane_step, int64_t channels) {
-    const float* image = x + place[0] * s.h * s.w * s.c;
+    const T* image = x + place[0] * s.h * s.w * s.c;
     for (int64_t c = 0; c < channels; c += LANES) {
         Vec d[PLANES], half[PLANES];
         read<POINTS>(image, s, place[1] - pad_y, place[2] - pad_x, c, d);
@@ -244,9 +284,10 @@ void transform_image(const float* x, const Images& s, const std::array<int64_t, 
     }
 }
 
-void transform_grad(const float* dy, const Images& s, const std::array<int64_t, 3>& place, float* out,
-                    int64_t plane_step, int64_t channels) {
-    const float* image = dy + place[0] * s.h * s.w * s.c;
+template <class T>
+void transform_grad(const T* dy, const Images& s, const std::array<int64_t, 3>& place, float* out, int64_t plane_step,
+                    int64_t channels) {
+    const T* image = dy + place[0] * s.h * s.w * s.c;
     for (int64_t c = 0; c < channels; c += LANES) {
         Vec d[TILE * TILE], half[POINTS * TILE], z[PLANES];
         read<TILE>(image, s, place[1], place[2], c, d);
@@ -256,8 +297,9 @@ void transform_grad(const float* dy, const Images& s, const std::array<int64_t, 
     }
 }
 
-void transform_result(const float* in, int64_t plane_step, float* y, const Images& s, const std::array<int64_t, 3>& place) {
-    float* corner = y + ((place[0] * s.h + place[1]) * s.w + place[2]) * s.c;
+template <class T>
+void transform_result(const float* in, int64_t plane_step, T* y, const Images& s, const std::array<int64_t, 3>& place) {
+    T* corner = y + ((place[0] * s.h + place[1]) * s.w + place[2]) * s.c;
     const int64_t rows = std::min(TILE, s.h - place[1]), cols = std::min(TILE, s.w - place[2]);
     for (int64_t c = 0; c < s.c; c += LANES) {
         Vec m[PLANES], half[TILE * POINTS], out[TILE * TILE];
@@ -270,13 +312,13 @@ void transform_result(const float* in, int64_t plane_step, float* y, const Image
 }
 
 // A kernel [outer][inner][3][3] by its steps; rotated by 180 degrees or not.
-struct Kernel {
-    const float* data;
+template <class T> struct Kernel {
+    const T* data;
     int64_t outer, inner, outer_step, inner_step, y_step, x_step;
     bool is_rotated;
 
     // Of [O, I, 3, 3], as a forward convolution needs it (I inside, O outside), or exchanged and rotated for gradients.
-    Kernel(const at::Tensor& w, bool for_grad) : data(w.const_data_ptr<float>()), is_rotated(for_grad) {
+    Kernel(const at::Tensor& w, bool for_grad) : data(static_cast<const T*>(w.const_data_ptr())), is_rotated(for_grad) {
         outer = w.size(for_grad), inner = w.size(!for_grad), outer_step = w.stride(for_grad), inner_step = w.stride(!for_grad);
         y_step = w.stride(2), x_step = w.stride(3);
     }
@@ -284,15 +326,15 @@ struct Kernel {
     // Tap `tap` of LANES outer channels from `o` on; 0 where there is none.
     Vec tap(int64_t o, int64_t i, int tap) const {
         const int at = is_rotated ? 8 - tap : tap;
-        const float* from = data + o * outer_step + i * inner_step + at / 3 * y_step + at % 3 * x_step;
+        const T* from = data + o * outer_step + i * inner_step + at / 3 * y_step + at % 3 * x_step;
         Vec v{};
-        for (int64_t lane = 0; lane < std::min<int64_t>(LANES, outer - o); lane++) v[lane] = from[lane * outer_step];
+        for (int64_t lane = 0; lane < std::min<int64_t>(LANES, outer - o); lane++) v[lane] = widen(from[lane * outer_step]);
         return v;
     }
 };
 
 // -> [PLANES][panels of outer][inner][PANEL]
-void transform_kernel(const Kernel& w, float* out) {
+template <class T> void transform_kernel(const Kernel<T>& w, float* out) {
     const int64_t panels = ceil_div(w.outer, PANEL), plane_step = panels * w.inner * PANEL;
     at::parallel_for(0, panels * w.inner, 16, [&](int64_t begin, int64_t end) {
         for (int64_t item = begin; item < end; item++) {
@@ -316,7 +358,7 @@ int64_t blocks_at_once(const Blocks& blocks, int64_t channels) {
 }
 
 // Stride 1; y has its size, which tells the padding on the far sides.
-void winograd(const at::Tensor& x, const Kernel& w, int64_t pad_y, int64_t pad_x, at::Tensor& y) {
+template <class T> void winograd(const at::Tensor& x, const Kernel<T>& w, int64_t pad_y, int64_t pad_x, at::Tensor& y) {
     const Images in(x), out(y);
     const Tiles tiles(out.n, out.h, out.w);
     const Blocks blocks(tiles.total, ROWS);
@@ -326,8 +368,8 @@ void winograd(const at::Tensor& x, const Kernel& w, int64_t pad_y, int64_t pad_x
     const at::Tensor m = scratch(at_once * PLANES * blocks.size * padded(out.c));
     transform_kernel(w, u.data_ptr<float>());
     const Transformed left(v.data_ptr<float>(), in.c, blocks.size), result(m.data_ptr<float>(), out.c, blocks.size);
-    const float* xs = x.const_data_ptr<float>();
-    float* ys = y.data_ptr<float>();
+    const T* xs = data<T>(x);
+    T* ys = data<T>(y);
     for (int64_t first = 0; first < blocks.num; first += at_once) {
         const int64_t num = std::min(at_once, blocks.num - first), start = blocks.start(first);
         const int64_t end_tile = std::min(blocks.start(first + num), tiles.total);
@@ -358,8 +400,8 @@ void winograd(const at::Tensor& x, const Kernel& w, int64_t pad_y, int64_t pad_x
     }
 }
 
-// The kernel's gradient, [O, I, 3, 3] of any layout.
-void winograd_kernel_grad(const at::Tensor& x, const at::Tensor& dy, int64_t pad_y, int64_t pad_x, at::Tensor& dw) {
+// The kernel's gradient, [O, I, 3, 3].
+template <class T> void winograd_kernel_grad(const at::Tensor& x, const at::Tensor& dy, int64_t pad_y, int64_t pad_x, at::Tensor& dw) {
     const Images in(x), out(dy);
     const Tiles tiles(out.n, out.h, out.w);
     const Blocks blocks(tiles.total, ROWS), rows(out.c, ROWS);
@@ -369,7 +411,7 @@ void winograd_kernel_grad(const at::Tensor& x, const at::Tensor& dy, int64_t pad
     const at::Tensor v = scratch(at_once * PLANES * blocks.size * padded(in.c));
     const at::Tensor z = scratch(at_once * PLANES * blocks.size * padded(out.c));
     const Transformed right(v.data_ptr<float>(), in.c, blocks.size), left(z.data_ptr<float>(), out.c, blocks.size);
-    const float *xs = x.const_data_ptr<float>(), *dys = dy.const_data_ptr<float>();
+    const T *xs = data<T>(x), *dys = data<T>(dy);
     float* dus = du.data_ptr<float>();
     for (int64_t first = 0; first < blocks.num; first += at_once) {
         const int64_t num = std::min(at_once, blocks.num - first), start = blocks.start(first);
@@ -401,8 +443,7 @@ void winograd_kernel_grad(const at::Tensor& x, const at::Tensor& dy, int64_t pad
             }
         });
     }
-    float* dws = dw.data_ptr<float>();
-    const int64_t so = dw.stride(0), si = dw.stride(1), sy = dw.stride(2), sx = dw.stride(3);
+    T* dws = data<T>(dw);
     at::parallel_for(0, out.c, 4, [&](int64_t begin, int64_t end) {
         for (int64_t o = begin; o < end; o++)
             for (int64_t i = 0; i < in.c; i += LANES) {
@@ -411,15 +452,17 @@ void winograd_kernel_grad(const at::Tensor& x, const at::Tensor& dy, int64_t pad
                 for (int j = 0; j < POINTS; j++) kernel_grad_1d(u + j, POINTS, half + j, POINTS);
                 for (int k = 0; k < KERNEL; k++) kernel_grad_1d(half + k * POINTS, 1, g + k * KERNEL, 1);
                 for (int64_t lane = 0; lane < std::min<int64_t>(LANES, in.c - i); lane++)
-                    for (int k = 0; k < 9; k++) dws[o * so + (i + lane) * si + k / 3 * sy + k % 3 * sx] = g[k][lane];
+                    for (int k = 0; k < 9; k++) dws[(o * in.c + i + lane) * 9 + k] = narrow<T>(g[k][lane]);
             }
     });
 }
 
 // ---- Stride 2, without padding
 
+constexpr int64_t PAIRED = 1024;  // pixels that are laid out in pairs at a time
+
 // -> [panels of outer][9 taps][inner][PANEL]
-void pack_kernel(const Kernel& w, float* out) {
+void pack_kernel(const Kernel<float>& w, float* out) {
     const int64_t panels = ceil_div(w.outer, PANEL);
     at::parallel_for(0, panels * w.inner, 16, [&](int64_t begin, int64_t end) {
         for (int64_t item = begin; item < end; item++) {
@@ -440,7 +483,7 @@ template <class Make> void to_pixels(float* pixels, int64_t step, int64_t num_pi
         std::memcpy(pixels + i * step + start, part + i * PANEL, (channels - start) * sizeof(float));
 }
 
-void strided(const at::Tensor& x, const Kernel& w, at::Tensor& y) {
+void strided(const at::Tensor& x, const Kernel<float>& w, at::Tensor& y) {
     const Images in(x), out(y);
     const int64_t panels = ceil_div(out.c, PANEL);
     const at::Tensor packed = scratch(panels * PANEL * 9 * in.c);
@@ -467,7 +510,7 @@ void strided(const at::Tensor& x, const Kernel& w, at::Tensor& y) {
 }
 
 // Gradient to the input of `strided`, or a transposed convolution: dx has its size, at least 2 * that of dy + 1.
-void strided_input(const at::Tensor& dy, const Kernel& w, at::Tensor& dx) {
+void strided_input(const at::Tensor& dy, const Kernel<float>& w, at::Tensor& dx) {
     const Images in(dy), out(dx);
     const int64_t panels = ceil_div(out.c, PANEL), wide = in.w + 2, high = in.h + 2;
     const at::Tensor packed = scratch(panels * PANEL * 9 * in.c), framed = at::empty({in.n * high * wide * in.c}, at::kFloat);
@@ -512,6 +555,16 @@ void strided_input(const at::Tensor& dy, const Kernel& w, at::Tensor& dx) {
     });
 }
 
+// [9 taps][outer][wide] -> [outer][inner][3][3]
+template <class T> void write_kernel_grad(const float* sums, int64_t outer, int64_t inner, int64_t wide, at::Tensor& dw) {
+    T* out = data<T>(dw);
+    at::parallel_for(0, outer, 4, [&](int64_t begin, int64_t end) {
+        for (int64_t o = begin; o < end; o++)
+            for (int64_t i = 0; i < inner; i++)
+                for (int64_t k = 0; k < 9; k++) out[(o * inner + i) * 9 + k] = narrow<T>(sums[(k * outer + o) * wide + i]);
+    });
+}
+
 void strided_kernel_grad(const at::Tensor& images, const at::Tensor& dy, at::Tensor& dw) {
     const int64_t channels = images.size(1), panels = ceil_div(channels, PANEL), wide = panels * PANEL;
     at::Tensor x = images;
@@ -540,20 +593,123 @@ void strided_kernel_grad(const at::Tensor& images, const at::Tensor& dy, at::Ten
             }
         }
     });
-    float* dws = dw.data_ptr<float>();
-    const int64_t so = dw.stride(0), si = dw.stride(1), sy = dw.stride(2), sx = dw.stride(3);
-    at::parallel_for(0, out.c, 4, [&](int64_t begin, int64_t end) {
-        for (int64_t o = begin; o < end; o++)
-            for (int64_t i = 0; i < channels; i++)
-                for (int64_t k = 0; k < 9; k++) dws[o * so + i * si + k / 3 * sy + k % 3 * sx] = to[(k * out.c + o) * wide + i];
-    });
+    write_kernel_grad<float>(to, out.c, channels, wide, dw);
+}
+
+// ---- The same for bfloat16: products of pairs, of which processors with such an instruction make twice as many
+
+// Two neighbours along the sum's axis, the first in the lower half.
+inline Vec add_pairs(Vec sum, Words pairs, uint32_t factor) {
+#if defined(__AVX512BF16__)
+    return (Vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)pairs, (__m512bh)_mm512_set1_epi32(factor));
+#else
+    sum += (Vec)(pairs << 16) * std::bit_cast<float>(factor << 16);
+    return sum + (Vec)(pairs & 0xffff0000u) * std::bit_cast<float>(factor & 0xffff0000u);
+#endif
+}
+
+struct PairTerm {
+    const uint32_t* a;
+    const uint32_t* b;
+};
+
+// c[m][n] (+)= sum over the terms and over pairs k of a[k][m] * b[k][n]; M rows by PANEL columns.
+template <int M> void pair_product(const Product& p, const PairTerm* terms, int64_t num_terms, float* c) {
+    Vec sum[M][COLS];
+#pragma GCC unroll 16
+    for (int m = 0; m < M; m++)
+#pragma GCC unroll 4
+        for (int j = 0; j < COLS; j++) sum[m][j] = p.is_added ? load(c + m * p.c_step + j * LANES) : Vec{};
+    for (int64_t t = 0; t < num_terms; t++) {
+        const uint32_t *a = terms[t].a, *b = terms[t].b;
+        for (int64_t k = 0; k < p.depth; k++) {
+            Words right[COLS];
+            std::memcpy(right, b, sizeof right);
+#pragma GCC unroll 16
+            for (int m = 0; m < M; m++)
+#pragma GCC unroll 4
+                for (int j = 0; j < COLS; j++) sum[m][j] = add_pairs(sum[m][j], right[j], a[m]);
+            a += p.a_step;
+            b += p.b_step;
+        }
+    }
+#pragma GCC unroll 16
+    for (int m = 0; m < M; m++)
+#pragma GCC unroll 4
+        for (int j = 0; j < COLS; j++) store(c + m * p.c_step + j * LANES, sum[m][j]);
+}
+
+template <int M = ROWS> void pair_product(int64_t rows, const Product& p, const PairTerm* terms, int64_t num_terms, float* c) {
+    if constexpr (M > 0) {
+        if (rows == M) return pair_product<M>(p, terms, num_terms, c);
+        return pair_product<M - 1>(rows, p, terms, num_terms, c);
+    }
+}
+
+// Pixels first, first + step, ... of a line in pairs, each [wide] with zeros behind the channels; `num` pixels in all.
+void pair_up(const Bfloat* line, int64_t first, int64_t step, int64_t num, int64_t channels, int64_t wide, uint32_t* out) {
+    for (int64_t k = 0; k < num; k += 2) {
+        const Bfloat* a = line + (first + k * step) * channels;
+        const Bfloat* b = a + step * channels;
+        uint32_t* to = out + k / 2 * wide;
+        const bool is_pair = k + 1 < num;
+#pragma GCC ivdep
+        for (int64_t c = 0; c < channels; c++) to[c] = a[c].bits | (is_pair ? static_cast<uint32_t>(b[c].bits) << 16 : 0u);
+        std::fill(to + channels, to + wide, 0u);
+    }
+}
+
+void strided_kernel_grad_bfloat(const at::Tensor& x, const at::Tensor& dy, at::Tensor& dw) {
+    const Images in(x), out(dy);
+    const int64_t panels = ceil_div(in.c, PANEL), wide = panels * PANEL, pairs = ceil_div(out.w, 2);
+    const Blocks rows(out.c, ROWS);
+    const int64_t lines = out.n * out.h, group = std::clamp<int64_t>(PAIRED / out.w, 1, lines);
+    const at::Tensor sums = scratch(9 * out.c * wide);
+    at::Tensor left = at::empty({group * pairs * out.c}, at::kInt), right = at::empty({9 * group * pairs * wide}, at::kInt);
+    uint32_t *ls = data<uint32_t>(left), *rs = data<uint32_t>(right);
+    const Bfloat *xs = data<Bfloat>(x), *dys = data<Bfloat>(dy);
+    float* to = sums.data_ptr<float>();
+    for (int64_t start = 0; start < lines; start += group) {
+        const int64_t num = std::min(group, lines - start);
+        at::parallel_for(0, num * 4, 1, [&](int64_t begin, int64_t end) {
+            for (int64_t item = begin; item < end; item++) {
+                const int64_t i = item / 4, ky = item % 4, line = start + i;
+                if (ky == 3) {
+                    pair_up(dys + line * out.w * out.c, 0, 1, out.w, out.c, out.c, ls + i * pairs * out.c);
+                    continue;
+                }
+                const Bfloat* from = xs + (line / out.h * in.h + line % out.h * 2 + ky) * in.w * in.c;
+                for (int64_t kx = 0; kx < 3; kx++) pair_up(from, kx, 2, out.w, in.c, wide, rs + ((ky * 3 + kx) * group + i) * pairs * wide);
+            }
+        });
+        at::parallel_for(0, 9 * rows.num, 1, [&](int64_t begin, int64_t end) {
+            for (int64_t item = begin; item < end; item++) {
+                const int64_t tap = item / rows.num, row = item % rows.num;
+                for (int64_t panel = 0; panel < panels; panel++) {
+                    const PairTerm term{ls + rows.start(row), rs + tap * group * pairs * wide + panel * PANEL};
+                    pair_product(rows.len(row), {num * pairs, out.c, wide, wide, start > 0}, &term, 1,
+                                 to + (tap * out.c + rows.start(row)) * wide + panel * PANEL);
+                }
+            }
+        });
+    }
+    write_kernel_grad<Bfloat>(to, out.c, in.c, wide, dw);
 }
 
 // ---- Operators
 
 void check(const at::Tensor& image, const char* name) {
-    TORCH_CHECK_VALUE(image.dim() == 4 && image.scalar_type() == at::kFloat && image.device().is_cpu(), name, " is ",
-                      image.scalar_type(), " ", image.sizes(), ", wanted float32 [N, C, H, W] on the CPU");
+    const bool is_known = image.scalar_type() == at::kFloat || image.scalar_type() == at::kBFloat16;
+    TORCH_CHECK_VALUE(image.dim() == 4 && is_known && image.device().is_cpu(), name, " is ", image.scalar_type(), " ",
+                      image.sizes(), ", wanted float32 or bfloat16 [N, C, H, W] on the CPU");
+}
+
+// Whether both are float32; or both are bfloat16.
+bool check_same(const at::Tensor& image, const at::Tensor& other) {
+    check(other, "the other operand");
+    TORCH_CHECK_VALUE(image.scalar_type() == other.scalar_type(), "operands are ", image.scalar_type(), " and ",
+                      other.scalar_type(), ", wanted the same type");
+    return image.scalar_type() == at::kFloat;
 }
 
 void check_setting(int64_t stride, int64_t pad_y, int64_t pad_x) {
@@ -579,43 +735,48 @@ at::Tensor torch_grad(const at::Tensor& dy, const at::Tensor& x, const at::Tenso
 }
 
 at::Tensor conv2d(const at::Tensor& x, const at::Tensor& w, int64_t stride, int64_t pad_y, int64_t pad_x, bool own) {
-    check(x, "x"), check(w, "w"), check_setting(stride, pad_y, pad_x);
+    check(x, "x"), check_setting(stride, pad_y, pad_x);
+    const bool is_float = check_same(x, w);
     TORCH_CHECK_VALUE(w.size(1) == x.size(1) && w.size(2) == 3 && w.size(3) == 3, "weights ", w.sizes(),
                       " don't fit images ", x.sizes(), ", wanted [O, ", x.size(1), ", 3, 3]");
     const int64_t h = size_after(x.size(2), stride, pad_y), wide = size_after(x.size(3), stride, pad_x);
     TORCH_CHECK_VALUE(h > 0 && wide > 0, "images ", x.sizes(), " are smaller than the kernel; give more padding");
-    if (!own) return last(at::conv2d(last(x), w, {}, {stride, stride}, {pad_y, pad_x}));
+    if (!own || (stride == 2 && !is_float)) return last(at::conv2d(last(x), w, {}, {stride, stride}, {pad_y, pad_x}));
     at::Tensor y = at::empty({x.size(0), w.size(0), h, wide}, x.options(), at::MemoryFormat::ChannelsLast);
     if (y.numel() == 0) return y;
-    const Kernel kernel(w, false);
-    if (stride == 1) winograd(last(x), kernel, pad_y, pad_x, y);
-    else strided(last(x), kernel, y);
+    if (stride == 2) strided(last(x), Kernel<float>(w, false), y);
+    else if (is_float) winograd(last(x), Kernel<float>(w, false), pad_y, pad_x, y);
+    else winograd(last(x), Kernel<Bfloat>(w, false), pad_y, pad_x, y);
     return y;
 }
 
 at::Tensor conv2d_input(const at::Tensor& dy, const at::Tensor& w, int64_t h, int64_t wide, int64_t stride, int64_t pad_y, int64_t pad_x, bool own) {
-    check(dy, "dy"), check(w, "w"), check_setting(stride, pad_y, pad_x);
+    check(dy, "dy"), check_setting(stride, pad_y, pad_x);
+    const bool is_float = check_same(dy, w);
     TORCH_CHECK_VALUE(w.size(0) == dy.size(1) && w.size(2) == 3 && w.size(3) == 3, "weights ", w.sizes(),
                       " don't fit gradients ", dy.sizes(), ", wanted [", dy.size(1), ", I, 3, 3]");
     check_sizes(h, wide, dy, stride, pad_y, pad_x);
     at::Tensor dx = at::empty({dy.size(0), w.size(1), h, wide}, dy.options(), at::MemoryFormat::ChannelsLast);
     if (dx.numel() == 0) return dx;
-    if (!own) return torch_grad(last(dy), dx, w, stride, pad_y, pad_x, 0);
-    const Kernel kernel(w, true);
-    if (stride == 1) winograd(last(dy), kernel, 2 - pad_y, 2 - pad_x, dx);
-    else strided_input(last(dy), kernel, dx);
+    if (!own || (stride == 2 && !is_float)) return torch_grad(last(dy), dx, w, stride, pad_y, pad_x, 0);
+    if (stride == 2) strided_input(last(dy), Kernel<float>(w, true), dx);
+    else if (is_float) winograd(last(dy), Kernel<float>(w, true), 2 - pad_y, 2 - pad_x, dx);
+    else winograd(last(dy), Kernel<Bfloat>(w, true), 2 - pad_y, 2 - pad_x, dx);
     return dx;
 }
 
 at::Tensor conv2d_weight(const at::Tensor& x, const at::Tensor& dy, int64_t stride, int64_t pad_y, int64_t pad_x, bool own) {
-    check(x, "x"), check(dy, "dy"), check_setting(stride, pad_y, pad_x);
+    check(x, "x"), check_setting(stride, pad_y, pad_x);
+    const bool is_float = check_same(x, dy);
     TORCH_CHECK_VALUE(x.size(0) == dy.size(0), "images ", x.sizes(), " and gradients ", dy.sizes(), " differ in number");
     check_sizes(x.size(2), x.size(3), dy, stride, pad_y, pad_x);
     at::Tensor dw = at::empty({dy.size(1), x.size(1), 3, 3}, x.options());
     if (x.numel() == 0 || dw.numel() == 0) return dw.zero_();
     if (!own) return torch_grad(last(dy), last(x), dw, stride, pad_y, pad_x, 1);
-    if (stride == 1) winograd_kernel_grad(last(x), last(dy), pad_y, pad_x, dw);
-    else strided_kernel_grad(last(x), last(dy), dw);
+    if (stride == 1 && is_float) winograd_kernel_grad<float>(last(x), last(dy), pad_y, pad_x, dw);
+    else if (stride == 1) winograd_kernel_grad<Bfloat>(last(x), last(dy), pad_y, pad_x, dw);
+    else if (is_float) strided_kernel_grad(last(x), last(dy), dw);
+    else strided_kernel_grad_bfloat(last(x), last(dy), dw);
     return dw;
 }
 

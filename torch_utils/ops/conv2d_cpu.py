@@ -18,7 +18,7 @@ def conv2d(x: torch.Tensor, w: torch.Tensor, stride: int, padding: tuple[int, in
     """The correlation of x [N, I, H, W] with w [O, I, 3, 3]; `takes` has said yes. `padding` is (y, x)."""
     n, c, h, wide = x.shape
     out = (h + 2 * padding[0] - 3) // stride + 1, (wide + 2 * padding[1] - 3) // stride + 1
-    return _operator("conv2d")(x, w, stride, *padding, pays("conv2d", n, c, w.shape[0], *out, stride))
+    return _operator("conv2d")(x, w, stride, *padding, pays("conv2d", n, c, w.shape[0], *out, stride, x.dtype))
 
 
 def conv2d_input(
@@ -27,7 +27,7 @@ def conv2d_input(
     """The adjoint of `conv2d` in its images: from dy [N, O, H', W'] to [N, I, *size]."""
     n, o, h, wide = dy.shape
     return _operator("conv2d_input")(
-        dy, w, *size, stride, *padding, pays("conv2d_input", n, w.shape[1], o, h, wide, stride)
+        dy, w, *size, stride, *padding, pays("conv2d_input", n, w.shape[1], o, h, wide, stride, dy.dtype)
     )
 
 
@@ -35,7 +35,7 @@ def conv2d_weight(x: torch.Tensor, dy: torch.Tensor, stride: int, padding: tuple
     """The adjoint of `conv2d` in its weights: from images x and dy [N, O, H', W'] to [O, I, 3, 3]."""
     n, o, h, wide = dy.shape
     return _operator("conv2d_weight")(
-        x, dy, stride, *padding, pays("conv2d_weight", n, x.shape[1], o, h, wide, stride)
+        x, dy, stride, *padding, pays("conv2d_weight", n, x.shape[1], o, h, wide, stride, dy.dtype)
     )
 
 
@@ -51,7 +51,8 @@ def takes(x: torch.Tensor, w: torch.Tensor, stride: int, padding: tuple[int, int
     """
     if not (
         x.device.type == w.device.type == "cpu"
-        and x.dtype == w.dtype == torch.float32
+        and x.dtype == w.dtype
+        and x.dtype in (torch.float32, torch.bfloat16)
         and x.ndim == 4
         and w.shape[2:] == (3, 3)
         and x.shape[1] == w.shape[0 if transposed else 1]
@@ -69,10 +70,10 @@ def takes(x: torch.Tensor, w: torch.Tensor, stride: int, padding: tuple[int, int
     kinds = [forward]
     if torch.is_grad_enabled():
         kinds += [backward] * x.requires_grad + ["conv2d_weight"] * w.requires_grad
-    return any(pays(kind, n, c, o, h, wide, stride) for kind in kinds)
+    return any(pays(kind, n, c, o, h, wide, stride, x.dtype) for kind in kinds)
 
 
-def pays(kind: str, n: int, c: int, o: int, h: int, w: int, stride: int) -> bool:
+def pays(kind: str, n: int, c: int, o: int, h: int, w: int, stride: int, dtype: torch.dtype) -> bool:
     """Whether our code is faster than torch's; `python benchmarks/bench_conv.py` prints the times that it rests on.
 
     Args:
@@ -83,8 +84,11 @@ def pays(kind: str, n: int, c: int, o: int, h: int, w: int, stride: int) -> bool
         h: Height of its output.
         w: Width of its output.
         stride: 1 or 2.
+        dtype: float32 or bfloat16.
     """
     if min(c, o) < 32:
+        return False
+    if dtype == torch.bfloat16 and stride == 2 and kind != "conv2d_weight":
         return False
     if stride == 2:
         return h * w * n >= 256 and w >= 8
