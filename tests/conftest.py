@@ -66,5 +66,5 @@ def pytest_terminal_summary(terminalreporter) -> None:
         terminalreporter.section("numeric agreement (worst relative error per group)")
         for group, (count, rel, bound, what) in rows.items():
             terminalreporter.write_line(
-                f"{group:<28} {count:>6} checks  worst {rel:.2e} of {bound:.0e} allowed at {what}"
+                f"{group:<46} {count:>6} checks  worst {rel:.2e} of {bound:.0e} allowed at {what}"
             )

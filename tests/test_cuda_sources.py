@@ -650,8 +650,10 @@ def check_bias_act_goldens(lib, path) -> None:
 
 
 def test_goldens(emulator, goldens, monkeypatch) -> None:
-    check_upfirdn2d_goldens(emulator, goldens / "ops_upfirdn2d.npz", monkeypatch)
-    check_bias_act_goldens(emulator, goldens / "ops_bias_act.npz")
+    with helpers.goldens_through("upfirdn2d", "CUDA on the host"):
+        check_upfirdn2d_goldens(emulator, goldens / "ops_upfirdn2d.npz", monkeypatch)
+    with helpers.goldens_through("bias_act", "CUDA on the host"):
+        check_bias_act_goldens(emulator, goldens / "ops_bias_act.npz")
 
 
 def test_goldens_small_copy(emulator, data_dir, monkeypatch) -> None:

@@ -99,7 +99,9 @@ def bias_act(
         b = b.reshape(shape)
 
     slope = {"relu": 0.0, "lrelu": alpha}.get(act, -1.0)
-    if custom_ops.fast_paths(impl) and slope >= 0 and gain > 0 and x.dtype in (torch.float32, torch.float64):
+    # torch.compile fuses the definition by itself, and does not take the writing into a tensor of a given layout.
+    is_eager = custom_ops.fast_paths(impl) and not torch.compiler.is_compiling()
+    if is_eager and slope >= 0 and gain > 0 and x.dtype in (torch.float32, torch.float64):
         x = _Rectify.apply(x, x.new_zeros([]) if b is None else b, slope, gain)
     else:
         x = spec.func(x if b is None else x + b, alpha=alpha)
