@@ -73,7 +73,7 @@ def from_uint8(x: torch.Tensor) -> torch.Tensor:
 
 
 def to_pil(img: torch.Tensor | np.ndarray | Image.Image) -> Image.Image:
-    """Turn one uint8 image, [C, H, W] with 1 or 3 channels or [H, W], into a Pillow image of mode L or RGB.
+    """Turn one uint8 image, [C, H, W] with 1, 3 or 4 channels or [H, W], into a Pillow image of mode L, RGB or RGBA.
 
     Raises:
         ValueError: Wrong shape or type; floats must pass through `to_uint8` first.
@@ -85,16 +85,27 @@ def to_pil(img: torch.Tensor | np.ndarray | Image.Image) -> Image.Image:
         raise ValueError(f"an image of type {array.dtype} can't be drawn; convert it with to_uint8 first")
     if array.ndim == 3 and array.shape[0] == 1:
         array = array[0]
-    elif array.ndim == 3 and array.shape[0] == 3:
+    elif array.ndim == 3 and array.shape[0] in (3, 4):
         array = array.transpose(1, 2, 0)
     elif array.ndim != 2:
-        raise ValueError(f"an image of shape {list(array.shape)} can't be drawn; wanted [1, H, W], [3, H, W] or [H, W]")
+        raise ValueError(
+            f"an image of shape {list(array.shape)} can't be drawn; wanted [1, H, W], [3, H, W], [4, H, W] or [H, W]"
+        )
     return Image.fromarray(np.ascontiguousarray(array))
 
 
+def opaque(imgs: torch.Tensor, *, background: int = 255) -> torch.Tensor:
+    """Lay uint8 images [N, 4, H, W] over a grey background [0, 255]: [N, 3, H, W]; others stay as they are."""
+    if imgs.shape[1] != 4:
+        return imgs
+    alpha = imgs[:, 3:].to(torch.int32)
+    mixed = imgs[:, :3].to(torch.int32) * alpha + background * (255 - alpha)
+    return ((mixed + 127) // 255).to(torch.uint8)
+
+
 def from_pil(image: Image.Image) -> np.ndarray:
-    """Turn a Pillow image of mode L or RGB into a uint8 array [C, H, W] of its own."""
-    if image.mode not in ("L", "RGB"):
+    """Turn a Pillow image of mode L, RGB or RGBA into a uint8 array [C, H, W] of its own."""
+    if image.mode not in ("L", "RGB", "RGBA"):
         raise ValueError(f"a Pillow image of mode {image.mode} must pass through to_grey_or_rgb first")
     array = np.array(image, dtype=np.uint8)
     return array[np.newaxis] if array.ndim == 2 else np.ascontiguousarray(array.transpose(2, 0, 1))
