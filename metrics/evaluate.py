@@ -323,7 +323,7 @@ def _generate(
             x = G(z.to(device), c.to(device), truncation_psi=truncation_psi, noise_mode=noise_mode, **synthesis_kwargs)
         if not torch.isfinite(x).all():
             raise MetricUnavailable("the generator gives non-finite pixels, so there is nothing to measure")
-        yield image_utils.to_uint8(x, rounding="truncate")
+        yield image_utils.opaque(image_utils.to_uint8(x, rounding="truncate"))
 
 
 @contextlib.contextmanager

@@ -130,6 +130,9 @@ def _prepared(images: torch.Tensor, crop: bool) -> torch.Tensor:
     factor = side // 256
     if factor > 1:
         images = torch.nn.functional.avg_pool2d(images, factor)
+    if images.shape[1] == 4:  # alpha, laid on white
+        alpha = (images[:, 3:] + 1) / 2
+        images = images[:, :3] * alpha + (1 - alpha)
     return ((images + 1) * 127.5).expand(-1, 3, -1, -1)
 
 

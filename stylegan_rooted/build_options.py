@@ -16,7 +16,7 @@ LABELS = {
     "from-json": "those of the source's dataset.json",
     "none": "none",
 }
-CHANNELS = ("auto", "rgb", "grey")
+CHANNELS = ("auto", "rgb", "grey", "rgba")
 COLOURS = {"white": (255, 255, 255), "black": (0, 0, 0), "grey": (128, 128, 128)}
 
 
@@ -29,7 +29,7 @@ class BuildOptions:
         transform: What happens to images that are not square; a key of TRANSFORMS.
         resize_filter: "box" or "lanczos".
         background: Colour behind transparent pixels and padding: white, black, grey or #rrggbb.
-        channels: "rgb", "grey", or "auto": grey if all images are.
+        channels: "rgb", "grey", "rgba" (transparency is kept), or "auto": grey if all images are, else rgb.
         labels: A key of LABELS.
         max_images: Stop after that many.
     Raises:
@@ -51,7 +51,7 @@ class BuildOptions:
             ("--transform", self.transform, TRANSFORMS),
             ("--resize-filter", self.resize_filter, RESIZE_FILTERS),
             ("--labels", self.labels, LABELS),
-            ("--rgb/--grey", self.channels, CHANNELS),
+            ("--rgb/--grey/--rgba", self.channels, CHANNELS),
         )
         for name, value, allowed in choices:
             if value not in allowed:

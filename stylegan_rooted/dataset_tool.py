@@ -67,7 +67,7 @@ def build(
     origin = open_source(source)
     labels = _Labels(origin, opts.labels)
     skipped = [(name, _why_not(name)) for name in origin.others if name != LABELS_FILE]
-    grey = _is_grey(origin, opts.channels)
+    mode = _mode(origin, opts.channels)
     written: list[str] = []
     num_enlarged = 0
     total = min(len(origin.names), opts.max_images or len(origin.names))
@@ -76,7 +76,7 @@ def build(
             if len(written) == opts.max_images:
                 break
             try:
-                image, enlarged = _convert(origin.read(name), opts, grey=grey)
+                image, enlarged = _convert(origin.read(name), opts, mode)
             except DatasetError as err:
                 skipped.append((name, str(err).removeprefix(f"{name} in {origin.path} ")))
             except ValueError as err:
@@ -92,12 +92,12 @@ def build(
             reasons = "; ".join(f"{name}: {why}" for name, why in skipped[:_MAX_LISTED_REASONS])
             raise DatasetError(f"none of the {len(skipped)} files in {origin.path} can be used ({reasons})")
         values, classes = labels.of(written)
-        _add(archive, LABELS_FILE, _meta(opts, values, classes, grey=grey, num_skipped=len(skipped)))
+        _add(archive, LABELS_FILE, _meta(opts, values, classes, num_channels=len(mode), num_skipped=len(skipped)))
     return BuildResult(
         dest=dest,
         num_written=len(written),
         resolution=resolution,
-        num_channels=1 if grey else 3,
+        num_channels=len(mode),
         classes=classes,
         num_enlarged=num_enlarged,
         skipped=sorted(skipped),
@@ -145,28 +145,31 @@ def _check_dest(dest: str, overwrite: bool) -> None:
         raise ValueError(f"{dest} exists; add --overwrite to replace it")
 
 
-def _is_grey(source: Source, channels: str) -> bool:
-    """Whether to write grey images; "auto" looks at every file's header."""
+def _mode(source: Source, channels: str) -> str:
+    """Pillow's mode of the images to write, a letter per channel; "auto" looks at every file's header."""
     if channels != "auto":
-        return channels == "grey"
+        return {"grey": "L", "rgb": "RGB", "rgba": "RGBA"}[channels]
     found = False
     for name in source.names:
         try:
             with _quiet(), source.open(name) as file, images.open_image(file) as image:
                 if images.num_channels(image) == 3:
-                    return False
+                    return "RGB"
                 found = True
         except (ValueError, RuntimeError, OSError, zipfile.BadZipFile):
             continue  # reported when its turn comes
-    return found
+    return "L" if found else "RGB"
 
 
-def _convert(data: bytes, opts: BuildOptions, *, grey: bool) -> tuple[Image.Image, bool]:
+def _convert(data: bytes, opts: BuildOptions, mode: str) -> tuple[Image.Image, bool]:
     """(square image of the wanted side, whether it had to be enlarged)."""
     side = opts.resolution
     with _quiet():
-        image = images.to_grey_or_rgb(images.open_image(data), background=opts.background_rgb())
-    image = image.convert("L" if grey else "RGB")
+        image = images.open_image(data)
+        if mode == "RGBA":
+            image = images.to_rgba(image)
+        else:
+            image = images.to_grey_or_rgb(image, background=opts.background_rgb()).convert(mode)
     width, height = image.size
     if not width or not height:
         raise ValueError("has no pixels")
@@ -180,7 +183,10 @@ def _convert(data: bytes, opts: BuildOptions, *, grey: bool) -> tuple[Image.Imag
         return square.resize((side, side), resample), edge < side
     scale = side / max(width, height)
     fitted = image.resize((max(round(width * scale), 1), max(round(height * scale), 1)), resample)
-    canvas = Image.new("RGB", (side, side), opts.background_rgb()).convert(image.mode)
+    if mode == "RGBA":
+        canvas = Image.new("RGBA", (side, side), (0, 0, 0, 0))
+    else:
+        canvas = Image.new("RGB", (side, side), opts.background_rgb()).convert(mode)
     canvas.paste(fitted, ((side - fitted.width) // 2, (side - fitted.height) // 2))
     return canvas, max(width, height) < side
 
@@ -193,14 +199,14 @@ def _png(image: Image.Image) -> bytes:
 
 
 def _meta(
-    opts: BuildOptions, values: list[Any] | None, classes: list[str] | None, *, grey: bool, num_skipped: int
+    opts: BuildOptions, values: list[Any] | None, classes: list[str] | None, *, num_channels: int, num_skipped: int
 ) -> bytes:
     """dataset.json: the labels by new name, and under "build", which loaders ignore, how the file was made."""
     labels = None
     if values is not None:
         numbers = (f"{i:08d}" for i in range(len(values)))
         labels = [[f"{n[:5]}/img{n}.png", value] for n, value in zip(numbers, values)]
-    record = {**asdict(opts), "channels": 1 if grey else 3, "classes": classes, "num_skipped": num_skipped}
+    record = {**asdict(opts), "channels": num_channels, "classes": classes, "num_skipped": num_skipped}
     return json.dumps({"labels": labels, "build": record}).encode()
 
 

@@ -20,6 +20,7 @@ import torch
 from dnnlib import EasyDict
 from metrics.evaluate import MetricResult
 from stylegan_rooted import __version__, evaluation, losses, presets, resume
+from stylegan_rooted.surgery_rules import discriminator_for
 from torch_utils import distributed, images, misc, seeding
 from torch_utils.distributed import DistEnv, Place, ProcessFailed
 from training import checkpoint, execution, network_file, run_dir
@@ -323,15 +324,9 @@ def prepare(config: FinetuneConfig, env: DistEnv | None = None) -> Plan:
 def complete(opened: NetworkFile, seed: int) -> NetworkFile:
     """A checkpoint with what training needs: of a file with generators only, a new discriminator of their widths."""
     notes = list(opened.notes)
-    G_ema: Any = opened.G_ema
-    D = opened.D
+    G_ema, D = opened.G_ema, opened.D
     if D is None:
-        synthesis = G_ema.init_kwargs.get("synthesis_kwargs", {})
-        shared = ("channel_base", "channel_max", "num_fp16_res", "conv_clamp")
-        sizes = {"c_dim": G_ema.c_dim, "img_resolution": G_ema.img_resolution, "img_channels": G_ema.img_channels}
-        with seeding.scoped(seed, "init"):
-            D = Discriminator(**sizes, **{key: synthesis[key] for key in shared if key in synthesis})
-        D.eval().requires_grad_(False)
+        D = discriminator_for(G_ema, seed)
         notes.append("no discriminator in the file: a new one starts from random weights")
     G = opened.G if opened.G is not None else deepcopy(G_ema)
     return replace(opened, G=G, D=D, notes=tuple(notes))

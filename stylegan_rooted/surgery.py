@@ -25,7 +25,7 @@ from stylegan_rooted.surgery_rules import (
     samples,
 )
 from torch_utils import images, seeding
-from training import network_pickle
+from training import network_file, network_pickle
 
 NUM_PROBES = 16
 NUM_DRAWN = 8
@@ -147,7 +147,7 @@ def run(
     """Open a file, change its networks, write them, and draw before and after.
 
     Args:
-        source: network file.
+        source: any network file that `network_file.load` opens.
         dest: snapshot to write; an existing file is replaced when the new one is complete.
         start_d: network file whose discriminator a new one starts from.
         grid: PNG with the same latents before and after each step, or None.
@@ -157,13 +157,13 @@ def run(
     Raises:
         ValueError, OSError: a wish that cannot be fulfilled, or a file that cannot be read or written; nothing written.
     """
-    loaded = network_pickle.load(source)
-    given = Networks(loaded.G, loaded.D, loaded.G_ema)
-    other = network_pickle.load(start_d).D if start_d else None
+    loaded = network_file.load(source)
+    given = Networks(loaded.G if loaded.G is not None else loaded.G_ema, loaded.D, loaded.G_ema)
+    other = network_file.load(start_d).D if start_d else None
+    if start_d and other is None:
+        raise ValueError(f"--d-from {start_d}: this file holds no discriminator; give a full snapshot")
     networks, steps = operate(given, plan(given, start_d=other, seed=seed, **wishes), seed=seed)
-    network_pickle.save(
-        dest, G=networks.G, D=networks.D, G_ema=networks.G_ema, augment_pipe=loaded.augment_pipe
-    )  # fmt: skip
+    network_pickle.save(dest, G=networks.G, D=networks.D, G_ema=networks.G_ema, augment_pipe=loaded.augment_pipe)
     if grid is not None:
         draw(given.G_ema, networks.G_ema, grid, seed)
     return steps

@@ -241,20 +241,29 @@ def new_discriminator(*, start: Any = None, seed: int = 0) -> Rule:
     """
 
     def change(old: Networks) -> Change:
-        G = old.G_ema
-        shared = ("channel_base", "channel_max", "num_fp16_res", "conv_clamp")
-        kwargs: dict[str, Any] = {key: value for key, value in _widths(G).items() if key in shared}
-        if start is not None:
-            kwargs = {**deepcopy(dict(start.init_kwargs)), **kwargs}
-        kwargs |= {"c_dim": G.c_dim, "img_resolution": G.img_resolution, "img_channels": G.img_channels}
-        with seeding.scoped(seed, "surgery", "new_discriminator"):
-            D = Discriminator(**kwargs).eval().requires_grad_(False)
+        D = discriminator_for(old.G_ema, seed, like=start)
         taken = _transplant(start, D) if start is not None else 0
         total = len(D.state_dict())
         rule = "fresh numbers" if start is None else f"{taken} of {total} tensors from the given one, the others fresh"
         return Change(replace(old, D=D), what="a new discriminator", rule=rule, compares_logits=False)
 
     return change
+
+
+def discriminator_for(G: Any, seed: int, *, like: Any = None) -> Any:
+    """A new discriminator of a generator's sizes and widths, in eval mode without gradients.
+
+    Args:
+        G: the generator.
+        seed: of its numbers.
+        like: a discriminator whose other settings (architecture, minibatch groups, …) it takes.
+    """
+    shared = ("channel_base", "channel_max", "num_fp16_res", "conv_clamp")
+    kwargs = {} if like is None else deepcopy(dict(like.init_kwargs))
+    kwargs |= {key: value for key, value in _widths(G).items() if key in shared}
+    kwargs |= {"c_dim": G.c_dim, "img_resolution": G.img_resolution, "img_channels": G.img_channels}
+    with seeding.scoped(seed, "init"):
+        return Discriminator(**kwargs).eval().requires_grad_(False)
 
 
 def _doubled(old: Networks, taps: Tensor, seed: int) -> Change:

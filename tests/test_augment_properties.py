@@ -428,8 +428,18 @@ def test_small_images_with_the_band_filter_are_refused(height: int, width: int) 
     augment.AugmentPipe(**augment.AUGMENT_PRESETS["bgc"])(images(height=height, width=width))
 
 
+def test_colour_leaves_alpha_alone() -> None:
+    x = images(channels=4)
+    pipe = AugmentPipe(brightness=1, contrast=1, lumaflip=1, hue=1, saturation=1)
+    torch.manual_seed(0)
+    changed = pipe(x)
+    torch.manual_seed(0)
+    assert torch.equal(changed[:, :3], pipe(x[:, :3])) and torch.equal(changed[:, 3:], x[:, 3:])
+    assert not torch.equal(changed[:, :3], x[:, :3])
+
+
 def test_colour_needs_one_or_three_channels() -> None:
-    with pytest.raises(ValueError, match="2 channels.*1 .grey. or 3"):
+    with pytest.raises(ValueError, match="2 channels.*1 .grey., 3 .RGB. or 4"):
         augment.AugmentPipe(brightness=1)(images(channels=2))
     augment.AugmentPipe(**augment.AUGMENT_PRESETS["bg"])(images(channels=2))
 

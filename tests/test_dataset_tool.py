@@ -203,7 +203,7 @@ def test_labels_from_json_wants_labels(source, dest):
     ({"transform": "zoom"}, "--transform 'zoom'"),
     ({"resize_filter": "cubic"}, "--resize-filter 'cubic'"),
     ({"labels": "guess"}, "--labels 'guess'"),
-    ({"channels": "cmyk"}, "--rgb/--grey 'cmyk'"),
+    ({"channels": "cmyk"}, "--rgb/--grey/--rgba 'cmyk'"),
     ({"background": "#12345"}, "--background '#12345'"),
     ({"max_images": 0}, "--max-images 0"),
 ])  # fmt: skip

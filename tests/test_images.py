@@ -138,3 +138,11 @@ def test_png_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space"):
         images.save_png(target, img * 0)
     assert target.read_bytes() == before and os.listdir(tmp_path) == ["a.png"]
+
+
+def test_opaque_lays_transparent_pixels_on_the_background():
+    rgb = torch.tensor([200, 100, 0], dtype=torch.uint8)[None, :, None, None].expand(1, 3, 1, 3)
+    alpha = torch.tensor([0, 51, 255], dtype=torch.uint8)[None, None, None]
+    mixed = images.opaque(torch.cat([rgb, alpha], dim=1))
+    assert mixed[0, :, 0].t().tolist() == [[255, 255, 255], [244, 224, 204], [200, 100, 0]]
+    assert images.opaque(rgb) is rgb

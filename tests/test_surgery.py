@@ -229,3 +229,25 @@ def test_command_wrong_uses_leave_nothing(tmp_path, capsys):
         assert err.count("\n") == 1 and "Traceback" not in err
     assert run("surgery", source, tmp_path / "b.png", "--resolution", 32) == 2
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.pkl"]
+
+
+def test_a_network_with_alpha_fine_tunes_on_transparent_images(tmp_path):
+    folder, data, source, dest = tmp_path / "in", tmp_path / "data.zip", tmp_path / "a.pkl", tmp_path / "b.pkl"
+    folder.mkdir()
+    for i in range(4):
+        image = Image.new("RGBA", (20, 16), (250, 10 * i, 0, 0))
+        image.paste((0, 0, 200, 255), (4, 4, 12, 12))
+        image.save(folder / f"{i}.png")
+    save(source, networks())
+    assert run("dataset", "build", folder, data, "--resolution", 16, "--rgba") == 0
+    assert run("surgery", source, dest, "--channels", 4) == 0
+    options = ("--kimg", 0.016, "--batch", 8, "--tick", 1, "--metrics", "none", "--aug", "fixed", "--p", 0.5)
+    assert run("finetune", "--data", data, "--resume", dest, "--outdir", tmp_path / "runs", *options) == 0
+    (folder,) = (tmp_path / "runs").iterdir()
+    with Image.open(folder / "reals.png") as image:
+        assert image.mode == "RGBA" and image.getextrema()[3] == (0, 255)
+    network = folder / "network-snapshot-000000.pkl"
+    assert run("generate", "--network", network, "--seeds", "0", "--outdir", tmp_path / "out") == 0
+    with Image.open(tmp_path / "out" / "seed0000.png") as image:
+        assert image.mode == "RGBA" and image.size == (16, 16)
+    assert run("finetune", "--data", data, "--resume", source, "--outdir", tmp_path / "runs", *options) == 1

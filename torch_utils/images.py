@@ -172,6 +172,23 @@ def to_grey_or_rgb(image: Image.Image, *, background: tuple[int, int, int] = WHI
         raise ValueError(f"can't be decoded ({_one_line(err)})") from err
 
 
+def to_rgba(image: Image.Image) -> Image.Image:
+    """Decode a Pillow image of whatever mode into 8 bits per channel, mode RGBA; opaque where it has no transparency.
+
+    Raises:
+        ValueError: As `to_grey_or_rgb`.
+    """
+    transparent = image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info
+    if not transparent:
+        return to_grey_or_rgb(image).convert("RGBA")
+    try:
+        image.load()
+        image = ImageOps.exif_transpose(image)
+        return image.convert({"La": "LA", "RGBa": "RGBA"}.get(image.mode, image.mode)).convert("RGBA")
+    except _DECODE_ERRORS as err:
+        raise ValueError(f"can't be decoded ({_one_line(err)})") from err
+
+
 # --- files
 
 

@@ -183,7 +183,7 @@ class AugmentPipe(torch.nn.Module):
         """Augment the images.
 
         Args:
-            images: [N, C, H, W] floating point, nominally in [-1, 1]; 1 or 3 channels where a colour transform is
+            images: [N, C, H, W] floating point, nominally in [-1, 1]; 1, 3 or 4 channels where a colour transform is
                 enabled, at least 22 x 22 pixels where the band filter is.
             debug_percentile: None, or a number q in (0, 1): every random parameter of every enabled transform becomes
                 its "percentile" q for all samples, whatever `p` is: q itself where it is uniform, erfinv(2q - 1), not
@@ -328,9 +328,9 @@ class AugmentPipe(torch.nn.Module):
             )
         num_channels, height, width = images.shape[1:]
         color = max(self.brightness, self.contrast, self.lumaflip, self.hue, self.saturation)
-        if color > 0 and num_channels not in (1, 3):
+        if color > 0 and num_channels not in (1, 3, 4):
             raise ValueError(
-                "got images with %d channels; colour augmentation needs 1 (grey) or 3 (RGB); "
+                "got images with %d channels; colour augmentation needs 1 (grey), 3 (RGB) or 4 (RGBA); "
                 "choose transforms without colour, for instance 'bg'" % num_channels
             )
         smallest = self.Hz_fbank.shape[1] // 2 + 1  # reflection cannot reach farther than the image
@@ -448,7 +448,9 @@ def color_matrix(grey: torch.Tensor, chroma_re: torch.Tensor, chroma_im: torch.T
 def apply_color(
     images: torch.Tensor, grey: torch.Tensor, chroma_re: torch.Tensor, chroma_im: torch.Tensor, shift: torch.Tensor
 ) -> torch.Tensor:
-    """Apply the colour map of `sample_color` to images [N, 1 or 3, H, W]."""
+    """Apply the colour map of `sample_color` to images [N, 1, 3 or 4, H, W]; a fourth channel, alpha, stays as it is."""
+    if images.shape[1] == 4:
+        return torch.cat([apply_color(images[:, :3], grey, chroma_re, chroma_im, shift), images[:, 3:]], dim=1)
     num_samples, num_channels, height, width = images.shape
     shift = shift[:, :, None].to(images.dtype)
     if num_channels == 1:

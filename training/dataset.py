@@ -289,7 +289,7 @@ class ImageDataset:
         num = len(self) if num is None else min(num, len(self))
         for start in range(0, num, batch_size)[batches]:
             batch, _ = self.batch(range(start, min(start + batch_size, num)))
-            yield batch.expand(-1, 3, -1, -1).contiguous() if rgb else batch
+            yield images.opaque(batch).expand(-1, 3, -1, -1).contiguous() if rgb else batch
 
     def full(self, *, xflip: bool = False) -> "ImageDataset":
         """The same data without subset and, unless asked for, mirroring: what evaluation calls the real images."""
@@ -365,7 +365,8 @@ class ImageDataset:
             return self._cache[raw]
         name = self._names[raw]
         try:
-            image = images.to_grey_or_rgb(images.open_image(self._source.read(name)))
+            image = images.open_image(self._source.read(name))
+            image = images.to_rgba(image) if self.num_channels == 4 else images.to_grey_or_rgb(image)
             if self.num_channels == 3:
                 image = image.convert("RGB")
         except DatasetError:
@@ -409,6 +410,8 @@ class ImageDataset:
                 f"{self.path} holds {width}x{width} images, wanted {wanted}x{wanted};"
                 f" `{self._build_hint(wanted)}` makes them"
             )
+        if isinstance(meta.get("build"), dict) and meta["build"].get("channels") == 4:
+            channels = 4  # only where it was asked for: elsewhere transparency is laid on white
         return width, channels
 
     def _header(self, name: str) -> tuple[int, int, int]:
@@ -488,7 +491,7 @@ def check_fits(
         return
     remedies, options = [], []
     if num_channels != want_channels:
-        options.append("--grey" if want_channels == 1 else "--rgb")
+        options.append({1: "--grey", 4: "--rgba"}.get(want_channels, "--rgb"))
     if label_dim != want_label_dim:
         if want_label_dim == 0:
             remedies.append("leave out --cond")
@@ -504,7 +507,7 @@ def check_fits(
 
 
 def _describe(resolution: int, num_channels: int, label_dim: int) -> str:
-    kind = {1: "grey", 3: "RGB"}.get(num_channels, f"{num_channels}-channel")
+    kind = {1: "grey", 3: "RGB", 4: "RGBA"}.get(num_channels, f"{num_channels}-channel")
     labels = f"with labels of {label_dim} numbers" if label_dim else "without labels"
     return f"{resolution}x{resolution} {kind} images {labels}"
 

@@ -25,18 +25,20 @@ def command() -> None:
               show_default=True, help="Filter for resizing; it is recorded in the zip.")
 @click.option("--background", default=BuildOptions.background, show_default=True, metavar="COLOUR",
               help="Behind transparent pixels and padding: white, black, grey or #rrggbb.")
-@click.option("--rgb/--grey", "rgb", default=None, help="Write colour or grey images.  [default: grey if all are]")
+@click.option("--rgb", "channels", flag_value="rgb", help="Write colour images.")
+@click.option("--grey", "channels", flag_value="grey", help="Write grey images.  [default: where all are grey]")
+@click.option("--rgba", "channels", flag_value="rgba", help="Keep transparency: colour and alpha.")
 @click.option("--labels", type=click.Choice(list(LABELS)), default=BuildOptions.labels, show_default=True,
               help="; ".join(f"{name}: {what}" for name, what in LABELS.items()) + ".")
 @click.option("--max-images", type=int, metavar="N", help="Stop after N images.  [default: all]")
 @click.option("--overwrite", is_flag=True, help="Replace DEST.zip if it exists.")
-def build(source: str, dest: str, rgb: bool | None, overwrite: bool, **options: Any) -> None:
+def build(source: str, dest: str, channels: str | None, overwrite: bool, **options: Any) -> None:
     """Crop and resize the images of SOURCE (a folder, searched recursively, or a zip) into DEST.zip.
 
     Palette, transparent, CMYK, 16-bit and EXIF-rotated images are converted. Files that can't be used are left out
     and listed at the end with the reason.
     """
-    options["channels"] = "auto" if rgb is None else ("rgb" if rgb else "grey")
+    options["channels"] = channels or "auto"
     try:
         BuildOptions(**options)
     except ValueError as err:
@@ -57,7 +59,7 @@ def build(source: str, dest: str, rgb: bool | None, overwrite: bool, **options: 
         result = dataset_tool.build(source, dest, overwrite=overwrite, **options)
 
     _list_skipped(result.skipped)
-    kind = "RGB" if result.num_channels == 3 else "grey"
+    kind = {1: "grey", 4: "RGBA"}.get(result.num_channels, "RGB")
     classes = f", {len(result.classes)} classes" if result.classes else ""
     size = f"{result.resolution}x{result.resolution}"
     click.echo(f"Wrote {result.num_written} {kind} images of {size}{classes} to {result.dest}", err=True)
