@@ -430,7 +430,7 @@ def test_small_images_with_the_band_filter_are_refused(height: int, width: int) 
 
 def test_colour_leaves_alpha_alone() -> None:
     x = images(channels=4)
-    pipe = AugmentPipe(brightness=1, contrast=1, lumaflip=1, hue=1, saturation=1)
+    pipe = augment.AugmentPipe(brightness=1, contrast=1, lumaflip=1, hue=1, saturation=1)
     torch.manual_seed(0)
     changed = pipe(x)
     torch.manual_seed(0)

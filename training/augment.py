@@ -448,7 +448,7 @@ def color_matrix(grey: torch.Tensor, chroma_re: torch.Tensor, chroma_im: torch.T
 def apply_color(
     images: torch.Tensor, grey: torch.Tensor, chroma_re: torch.Tensor, chroma_im: torch.Tensor, shift: torch.Tensor
 ) -> torch.Tensor:
-    """Apply the colour map of `sample_color` to images [N, 1, 3 or 4, H, W]; a fourth channel, alpha, stays as it is."""
+    """Apply the colour map of `sample_color` to images [N, 1, 3 or 4, H, W]; a fourth channel, alpha, stays."""
     if images.shape[1] == 4:
         return torch.cat([apply_color(images[:, :3], grey, chroma_re, chroma_im, shift), images[:, 3:]], dim=1)
     num_samples, num_channels, height, width = images.shape
