@@ -319,7 +319,7 @@ def _generate(
         z = torch.stack([torch.randn(int(G.z_dim), generator=stream) for stream in streams])  # type: ignore[arg-type]
         c = torch.stack([pool[int(torch.randint(len(pool), (1,), generator=stream))] for stream in streams])
         # Every context ends before the yield: what the caller does between two batches must not run under them.
-        with torch.no_grad(), _eval_mode(G), seeding.scoped(seed, "evaluate", "noise", first):
+        with torch.inference_mode(), _eval_mode(G), seeding.scoped(seed, "evaluate", "noise", first):
             x = G(z.to(device), c.to(device), truncation_psi=truncation_psi, noise_mode=noise_mode, **synthesis_kwargs)
         if not torch.isfinite(x).all():
             raise MetricUnavailable("the generator gives non-finite pixels, so there is nothing to measure")

@@ -24,6 +24,7 @@ from metrics.feature_stats import FeatureStats, Source
 from metrics.features import FeatureExtractor, MetricUnavailable, get_extractor
 from metrics.perceptual_path_length import path_length
 from torch_utils.distributed import DistEnv, ProcessFailed, one_line
+from training import execution
 from training.config import MetricConfig
 from training.dataset import ImageDataset
 
@@ -113,7 +114,8 @@ class Evaluator:
         """
         self.fingerprint = self.fingerprint or self._whole().fingerprint()
         definitions = [CATALOGUE[name] for name in self.config.metrics]
-        repeats = [self._measure_once(G, definitions, num, self.seed + i) for i in range(self.config.repeats)]
+        with execution.frozen(G):
+            repeats = [self._measure_once(G, definitions, num, self.seed + i) for i in range(self.config.repeats)]
         return metrics_evaluate.combine(repeats)
 
     def extractor(self, detector: str | None = None) -> FeatureExtractor:

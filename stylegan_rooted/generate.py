@@ -90,7 +90,7 @@ def open_network(network: str | Path, device: str | torch.device = "auto", *, sa
     if say is not None:
         for note in opened.notes:
             say(f"Note: {network}: {note}")
-    G = execution.accelerate(opened.G_ema.eval().requires_grad_(False).to(device))
+    G = execution.freeze(execution.accelerate(opened.G_ema.eval().requires_grad_(False).to(device)))
     return Loaded(G, device, str(network), opened.sha256, opened.kind, opened.notes)
 
 

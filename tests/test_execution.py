@@ -50,6 +50,40 @@ def test_local_copy(data_dir, ops) -> None:
     test_networks.check_gradients(pair, False)
 
 
+@pytest.mark.parametrize("name", test_networks.NAMES)
+def test_golden_networks_frozen(name, goldens, ops) -> None:
+    """With what depends on weights alone kept, and laid out for this processor."""
+    pair = fast_pair(goldens / f"networks_{name}.npz")
+    with torch.inference_mode():
+        plain = pair.G(pair.data["z"], pair.data["c"], noise_mode="const", **pair.call)
+        execution.freeze(pair.G)
+        for _ in range(2):  # makes what it keeps, then uses it
+            test_networks.check_outputs(pair)
+        frozen = pair.G(pair.data["z"], pair.data["c"], noise_mode="const", **pair.call)
+        one = pair.G(pair.data["z"][:1], pair.data["c"][:1], noise_mode="const", **pair.call)  # another size
+    helpers.assert_close(one, plain[:1], 5e-6, "one image")
+    execution.thaw(pair.G)
+    with torch.no_grad():
+        assert torch.equal(pair.G(pair.data["z"], pair.data["c"], noise_mode="const", **pair.call), plain)
+    helpers.assert_close(frozen, plain, 5e-6, "frozen")
+
+
+def test_frozen_networks_notice_new_weights(ops) -> None:
+    G, _ = small()
+    execution.accelerate(G)
+    z, c = torch.randn(2, 16), torch.zeros(2, 0)
+    with execution.frozen(G), torch.no_grad():
+        before = G(z, c, noise_mode="const")
+        G.synthesis.b8.conv0.weight.mul_(torch.linspace(0.5, 2, 32)[:, None, None, None])
+        G.synthesis.b16.torgb.affine.bias.add_(1)
+        after = G(z, c, noise_mode="const")
+        execution.thaw(G)
+        helpers.assert_close(after, G(z, c, noise_mode="const"), 5e-6, "changed weights")
+        assert not torch.allclose(before, after, rtol=0.1)
+    G(z, c, noise_mode="const").sum().backward()  # a frozen time leaves nothing behind that autograd minds
+    assert type(G.synthesis).kept is None
+
+
 def test_half_precision_blocks_run_in_float32_on_a_cpu(goldens) -> None:
     pair = fast_pair(goldens / "half_skip_resnet_r32_c3.npz")
     d = pair.data

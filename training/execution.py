@@ -6,9 +6,11 @@ layers at once, one ordinary convolution for the whole batch, and everything beh
 pickles of the network are untouched; copies of it are plain networks again.
 """
 
+import contextlib
+import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ import torch
 
 from torch_utils import custom_ops
 from torch_utils.ops import bias_act, conv2d_resample, epilogue, upfirdn2d
+from torch_utils.ops.packed_conv2d import PackedConv2d
 from training import networks
 from training.config import PRECISIONS
 
@@ -44,6 +47,39 @@ def accelerate(network: torch.nn.Module, precision: str = "auto") -> torch.nn.Mo
         if compute is not None:
             module.__class__ = _running_class(plain, compute, precision)
     return network
+
+
+def freeze(network: torch.nn.Module) -> torch.nn.Module:
+    """Let an accelerated generator on a CPU keep what it computes from its weights alone, for images without gradients.
+
+    Worth it where several batches are made with the same weights. What is kept is made on first use, and anew after
+    weights were changed by torch's operations; writing to `parameter.data` goes unnoticed, so `thaw` it before.
+
+    Returns:
+        The same object.
+    """
+    for module in network.modules():
+        if "kept" in vars(type(module)):
+            type(module).kept = _Kept(module)  # type: ignore[attr-defined]
+    return network
+
+
+def thaw(network: torch.nn.Module) -> torch.nn.Module:
+    """Undo `freeze`; its memory is given back."""
+    for module in network.modules():
+        if "kept" in vars(type(module)):
+            type(module).kept = None  # type: ignore[attr-defined]
+    return network
+
+
+@contextlib.contextmanager
+def frozen(network: torch.nn.Module) -> Iterator[None]:
+    """`freeze` inside the block, for a network that is in training otherwise."""
+    freeze(network)
+    try:
+        yield
+    finally:
+        thaw(network)
 
 
 def check_precision(precision: str, device: torch.device) -> None:
@@ -79,8 +115,11 @@ def _running_class(plain: type, compute: Callable[..., Any], precision: str) -> 
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         return compute(self, precision, *args, **kwargs)
 
-    namespace = {"forward": forward, "__module__": plain.__module__, "__qualname__": plain.__qualname__}
-    return type(plain.__name__, (plain,), {**namespace, "__doc__": plain.__doc__, "_is_persistent_class": True})
+    namespace: dict[str, Any] = {"forward": forward, "__module__": plain.__module__, "__qualname__": plain.__qualname__}
+    namespace.update(__doc__=plain.__doc__, _is_persistent_class=True)
+    if plain is networks.SynthesisNetwork:
+        namespace["kept"] = None  # a `_Kept` after `freeze`
+    return type(plain.__name__, (plain,), namespace)
 
 
 def _plan(module: torch.nn.Module, precision: str, force_fp32: bool) -> tuple[torch.dtype | None, bool]:
@@ -92,17 +131,20 @@ def _plan(module: torch.nn.Module, precision: str, force_fp32: bool) -> tuple[to
     return None, exact
 
 
-def _map(
-    self: Any,
-    _precision: str,
-    z: torch.Tensor | None,
-    c: torch.Tensor | None,
-    truncation_psi: float = 1,
-    truncation_cutoff: int | None = None,
-    skip_w_avg_update: bool = False,
-) -> torch.Tensor:
-    """`MappingNetwork.forward`."""
-    return networks.MappingNetwork.forward(self, z, c, truncation_psi, truncation_cutoff, skip_w_avg_update)
+def _dense(self: Any, _precision: str, x: torch.Tensor) -> torch.Tensor:
+    """`FullyConnectedLayer.forward`: the gain goes to the smaller factor of the product."""
+    if x.dtype != self.weight.dtype or x.ndim != 2 or not custom_ops.fast_paths():
+        return networks.FullyConnectedLayer.forward(self, x)
+    bias = self.bias
+    if bias is not None and self.bias_gain != 1:
+        bias = bias * self.bias_gain
+    if x.numel() <= self.weight.numel():
+        x, weight = x * self.weight_gain, self.weight
+    else:
+        weight = self.weight * self.weight_gain
+    if bias is not None and self.activation == "linear":
+        return torch.addmm(bias, x, weight.t())
+    return bias_act.bias_act(x @ weight.t(), bias, act=self.activation)
 
 
 def _synthesize(
@@ -120,67 +162,161 @@ def _synthesize(
         return networks.SynthesisNetwork.forward(
             self, ws, noise_mode=noise_mode, force_fp32=force_fp32, fused_modconv=fused_modconv, **others
         )
-    ws = ws.to(torch.float32) * (1 / math.sqrt(self.w_dim))  # the gain of every affine layer
-    latents = ws.unbind(dim=1)
+    ws = ws.to(torch.float32)
+    kept = self.kept
+    if kept is None or torch.is_grad_enabled() or torch.compiler.is_compiling() or ws.device.type != "cpu":
+        parts = _live_parts(self, ws, dtype)
+    else:
+        parts = kept.parts(ws, dtype)
     x = img = None
-    start = 0
     for res in self.block_resolutions:
-        block = getattr(self, f"b{res}")
-        x, img = _synthesis_block(block, x, img, latents[start:], dtype, noise_mode)
-        start += block.num_conv
+        x, img = _synthesis_block(getattr(self, f"b{res}"), x, img, parts, dtype, noise_mode)
     assert img is not None
     return img
+
+
+@dataclasses.dataclass(frozen=True)
+class _Part:
+    """What a modulated convolution takes from weights and latents."""
+
+    styles: torch.Tensor  # [N, I]; a torgb's own gain is in it
+    scales: torch.Tensor | None  # [N, O]: demodulation
+    convolve: Callable[[torch.Tensor], torch.Tensor] | None  # modulated images to images; None for a torgb
+
+
+def _modulated_layers(net: Any) -> Iterator[tuple[int, Any]]:
+    """Index of the latent and layer, in the order in which the layers run."""
+    start = 0
+    for res in net.block_resolutions:
+        block = getattr(net, f"b{res}")
+        names = ["conv0"] * (block.in_channels > 0) + ["conv1"] + ["torgb"] * block.num_torgb
+        yield from enumerate([getattr(block, name) for name in names], start)
+        start += block.num_conv
+
+
+def _live_parts(net: Any, ws: torch.Tensor, dtype: torch.dtype) -> Iterator[_Part]:
+    """The parts of all layers in their order, made from the parameters as they are."""
+    latents = (ws * (1 / math.sqrt(net.w_dim))).unbind(dim=1)  # the gain of every affine layer
+    for index, layer in _modulated_layers(net):
+        styles = torch.addmm(layer.affine.bias, latents[index], layer.affine.weight.t())
+        if isinstance(layer, networks.ToRGBLayer):
+            yield _Part(styles * layer.weight_gain, None, None)
+            continue
+        scales = _demodulation(styles, layer.weight.square().sum(dim=(2, 3)).t())
+        yield _Part(styles, scales, functools.partial(_resampled, layer, layer.weight.to(dtype)))
+
+
+def _demodulation(styles: torch.Tensor, energy: torch.Tensor) -> torch.Tensor:
+    """Eq. 3, Karras et al. 2020: sum_{i,k} (W s)^2 = sum_i s_i^2 (sum_k W^2); `energy` is the last sum, [..., I, O]."""
+    return (styles.square() @ energy + 1e-8).rsqrt()
+
+
+def _resampled(layer: Any, weight: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """The convolution of a layer, with resampling."""
+    return conv2d_resample.conv2d_resample(
+        x=x, w=weight, f=layer.resample_filter, up=layer.up, padding=layer.padding, flip_weight=layer.up == 1
+    )
+
+
+class _Kept:
+    """What a synthesis network computes from its weights alone; made on first use and after weights have changed."""
+
+    def __init__(self, net: Any) -> None:
+        self._net = net
+        self._tensors = list(net.parameters())
+        self._made_for: tuple | None = None
+
+    def parts(self, ws: torch.Tensor, dtype: torch.dtype) -> Iterator[_Part]:
+        """The parts of all layers in their order: few products for all layers at once."""
+        state = (dtype, sum(t._version for t in self._tensors), self._tensors[0].data_ptr())
+        if state != self._made_for:
+            self._make(dtype)
+            self._made_for = state
+        latents = ws.transpose(0, 1).index_select(0, self._latent)  # [L, N, w_dim]
+        styles = torch.baddbmm(self._bias, latents, self._affine)  # [L, N, I at most]
+        scales = _demodulation(styles, self._energy)  # [L, N, O at most]
+        for k, (in_channels, out_channels, convolve) in enumerate(self._layers):
+            own = styles[k, :, :in_channels]
+            yield _Part(own, None if convolve is None else scales[k, :, :out_channels], convolve)
+
+    def _make(self, dtype: torch.dtype) -> None:
+        layers = list(_modulated_layers(self._net))
+        widest_in = max(layer.weight.shape[1] for _, layer in layers)
+        widest_out = max(layer.weight.shape[0] for _, layer in layers)
+        new = self._tensors[0].new_zeros
+        self._latent = torch.tensor([index for index, _ in layers])
+        self._affine = new([len(layers), self._net.w_dim, widest_in])
+        self._bias = new([len(layers), 1, widest_in])
+        self._energy = new([len(layers), widest_in, widest_out])
+        self._layers: list[tuple[int, int, Callable | None]] = []
+        for k, (_, layer) in enumerate(layers):
+            out_channels, in_channels = layer.weight.shape[:2]
+            gain = layer.weight_gain if isinstance(layer, networks.ToRGBLayer) else 1
+            self._affine[k, :, :in_channels] = layer.affine.weight.t() * (layer.affine.weight_gain * gain)
+            self._bias[k, :, :in_channels] = layer.affine.bias * gain
+            self._energy[k, :in_channels, :out_channels] = layer.weight.square().sum(dim=(2, 3)).t()
+            convolve = None if isinstance(layer, networks.ToRGBLayer) else _packed(layer, dtype)
+            self._layers.append((in_channels, out_channels, convolve))
+
+
+def _packed(layer: Any, dtype: torch.dtype) -> Callable[[torch.Tensor], torch.Tensor]:
+    """`_resampled` with fixed weights."""
+    weight = layer.weight.detach().to(dtype)
+    if layer.up == 1 and layer.padding == weight.shape[2] // 2:
+        return PackedConv2d(weight, transposed=False)
+    if layer.up != 2:
+        return functools.partial(_resampled, layer, weight)
+    convolve, kernel, up = PackedConv2d(weight, transposed=True), weight.shape[2], 2
+    px0, px1, py0, py1 = upfirdn2d.upsample_padding(layer.resample_filter, up)
+    low, high = layer.padding - (kernel - 1), layer.padding - (kernel - up)  # the transposed convolution's own borders
+    pads = [px0 + low, px1 + high, py0 + low, py1 + high]
+
+    def upsampled(x: torch.Tensor) -> torch.Tensor:
+        return upfirdn2d.upfirdn2d(convolve(x), layer.resample_filter, padding=pads, gain=up**2)
+
+    return upsampled
 
 
 def _synthesis_block(
     block: Any,
     x: torch.Tensor | None,
     img: torch.Tensor | None,
-    latents: tuple[torch.Tensor, ...],
+    parts: Iterator[_Part],
     dtype: torch.dtype,
     noise_mode: str,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """`SynthesisBlock.forward`."""
     if x is None:
-        x = block.const.to(dtype).unsqueeze(0).expand(len(latents[0]), -1, -1, -1)
-        x = _modulated(block.conv1, x, latents[0], noise_mode)
+        part = next(parts)
+        x = block.const.to(dtype).unsqueeze(0).expand(len(part.styles), -1, -1, -1)
+        x = _modulated(block.conv1, x, part, noise_mode)
     elif block.architecture == "resnet":
         gain = math.sqrt(0.5)
         shortcut = _convolved(block.skip, x, gain)
-        x = _modulated(block.conv0, x, latents[0], noise_mode)
-        x = shortcut + _modulated(block.conv1, x, latents[1], noise_mode, gain)
+        x = _modulated(block.conv0, x, next(parts), noise_mode)
+        x = shortcut + _modulated(block.conv1, x, next(parts), noise_mode, gain)
     else:
-        x = _modulated(block.conv0, x, latents[0], noise_mode)
-        x = _modulated(block.conv1, x, latents[1], noise_mode)
+        x = _modulated(block.conv0, x, next(parts), noise_mode)
+        x = _modulated(block.conv1, x, next(parts), noise_mode)
     if img is not None:
         img = upfirdn2d.upsample2d(img, block.resample_filter)
     if block.num_torgb > 0:
-        rgb = _to_rgb(block.torgb, x, latents[block.num_conv])
+        rgb = _to_rgb(block.torgb, x, next(parts))
         img = rgb if img is None else img + rgb
     return x, img
 
 
-def _modulated(layer: Any, x: torch.Tensor, w: torch.Tensor, noise_mode: str, gain: float = 1) -> torch.Tensor:
-    """`SynthesisLayer.forward`, where w has the affine layer's gain already."""
-    styles = torch.addmm(layer.affine.bias, w, layer.affine.weight.t())  # [N, I]
+def _modulated(layer: Any, x: torch.Tensor, part: _Part, noise_mode: str, gain: float = 1) -> torch.Tensor:
+    """`SynthesisLayer.forward`."""
+    assert part.convolve is not None
     noise = strength = None
     if layer.use_noise and noise_mode != "none":
         strength = layer.noise_strength
         shape = [len(x), 1, layer.resolution, layer.resolution]
         noise = torch.randn(shape, device=x.device) if noise_mode == "random" else layer.noise_const
-    # Eq. 3, Karras et al. 2020: sum_{i,k} (W s)^2 = sum_i s_i^2 (sum_k W^2).
-    scales = (styles.square() @ layer.weight.square().sum(dim=(2, 3)).t() + 1e-8).rsqrt()  # [N, O]
-    y = conv2d_resample.conv2d_resample(
-        x=epilogue.epilogue(x, styles),
-        w=layer.weight.to(x.dtype),
-        f=layer.resample_filter,
-        up=layer.up,
-        padding=layer.padding,
-        flip_weight=layer.up == 1,
-    )
     return epilogue.epilogue(
-        y,
-        scales,
+        part.convolve(epilogue.epilogue(x, part.styles)),
+        part.scales,
         noise,
         strength,
         layer.bias,
@@ -190,11 +326,10 @@ def _modulated(layer: Any, x: torch.Tensor, w: torch.Tensor, noise_mode: str, ga
     )
 
 
-def _to_rgb(layer: Any, x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+def _to_rgb(layer: Any, x: torch.Tensor, part: _Part) -> torch.Tensor:
     """`ToRGBLayer.forward`: few outputs, so the modulated kernels of a batch are small, and one product does it."""
     num, channels, height, width = x.shape
-    styles = torch.addmm(layer.affine.bias, w, layer.affine.weight.t()) * layer.weight_gain  # [N, I]
-    kernels = (layer.weight.flatten(1) * styles.unsqueeze(1)).to(x.dtype)  # [N, O, I]
+    kernels = (layer.weight.flatten(1) * part.styles.unsqueeze(1)).to(x.dtype)  # [N, O, I]
     pixels = x.permute(0, 2, 3, 1).reshape(num, height * width, channels)
     y = torch.bmm(kernels, pixels.transpose(1, 2)).reshape(num, -1, height, width).to(torch.float32)
     return bias_act.bias_act(y, layer.bias, clamp=layer.conv_clamp)
@@ -261,6 +396,7 @@ def _convolved(layer: Any, x: torch.Tensor, gain: float = 1) -> torch.Tensor:
 
 
 _FAST: dict[type, Callable[..., Any]] = {
+    networks.FullyConnectedLayer: _dense,
     networks.SynthesisNetwork: _synthesize,
     networks.Discriminator: _discriminate,
 }

@@ -15,7 +15,7 @@ import torch
 from dnnlib.util import format_time, naming
 from torch_utils import images, seeding
 from torch_utils.distributed import DistEnv
-from training import checkpoint, network_pickle, run_dir
+from training import checkpoint, execution, network_pickle, run_dir
 from training.ada import AdaController
 from training.config import FinetuneConfig
 from training.dataset import DatasetError, ImageDataset, UnreadableImages
@@ -442,8 +442,9 @@ def keep_to_budget(run: Run) -> None:
 def render_grid(run: Run) -> torch.Tensor:
     """The fixed grid through G_ema with constant noise: uint8 [N, C, H, W]."""
     chunk = run.config.optim.batch_gpu
-    parts = [
-        run.G_ema(z.to(run.device), c.to(run.device), noise_mode="const").cpu()
-        for z, c in zip(run.grid.z.split(chunk), run.grid.c.split(chunk))
-    ]
+    with execution.frozen(run.G_ema):
+        parts = [
+            run.G_ema(z.to(run.device), c.to(run.device), noise_mode="const").cpu()
+            for z, c in zip(run.grid.z.split(chunk), run.grid.c.split(chunk))
+        ]
     return images.to_uint8(torch.cat(parts))

@@ -1,0 +1,66 @@
+"""Convolutions of inference whose weights are laid out for this processor once instead of at every call.
+
+A convolution library reorders its weights before it starts; with small images that takes longer than the arithmetic.
+`PackedConv2d` keeps the reordered weights. Nothing here has a gradient.
+"""
+
+import torch
+
+from torch_utils import custom_ops
+from torch_utils.ops import conv2d_gradfix
+
+OWN_MIN_PIXELS = 768  # with more pixels in a batch, the compiled 3x3 convolution of stride 1 beats packed weights
+
+
+class PackedConv2d:
+    """A convolution of stride 1 and size-keeping padding, or a transposed one of stride 2, with fixed weights.
+
+    Args:
+        weight: [O, I, k, k] in the type of the images; not to be changed any more.
+        transposed: False: correlation with padding k // 2. True: zero insertion by 2, then a convolution with all
+            zeros around that it can use, as `conv_transpose2d` of the exchanged weights with stride 2 and no padding.
+    """
+
+    def __init__(self, weight: torch.Tensor, *, transposed: bool) -> None:
+        self.weight = weight.transpose(0, 1) if transposed else weight
+        self.transposed = transposed
+        self.padding = 0 if transposed else weight.shape[2] // 2
+        self._size: torch.Size | None = None
+        self._packed: torch.Tensor | None = None
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """Convolve channels-last images [N, I, H, W]."""
+        if not self._pays(x):
+            if self.transposed:
+                return conv2d_gradfix.conv_transpose2d(x, self.weight, stride=2)
+            return conv2d_gradfix.conv2d(x, self.weight, padding=self.padding)
+        ops, one, pads = torch.ops.mkldnn, [1, 1], [self.padding] * 2
+        if self._size != x.shape:  # the best layout depends on the size of the images
+            self._size = x.shape
+            if self.transposed:
+                self._packed = ops._reorder_convolution_transpose_weight(
+                    self.weight, [0, 0], [0, 0], [2, 2], one, 1, list(x.shape)
+                )
+            else:
+                self._packed = ops._reorder_convolution_weight(self.weight, pads, one, one, 1, list(x.shape))
+        if self.transposed:
+            return ops._convolution_transpose_pointwise(
+                x, self._packed, None, [0, 0], [0, 0], [2, 2], one, 1, "none", [], ""
+            )
+        return ops._convolution_pointwise(x, self._packed, None, pads, one, one, 1, "none", [], "")
+
+    def _pays(self, x: torch.Tensor) -> bool:
+        own = x.dtype == torch.float32 and not self.transposed and len(x) * x.shape[2] * x.shape[3] >= OWN_MIN_PIXELS
+        return (
+            x.device.type == "cpu"
+            and x.dtype in (torch.float32, torch.bfloat16)
+            and not (own and custom_ops.selected() == "native")
+            and has_packed()
+        )
+
+
+def has_packed() -> bool:
+    """Whether this torch has the library and offers packed weights; it is not part of what torch promises."""
+    names = ("_reorder_convolution_weight", "_reorder_convolution_transpose_weight",
+             "_convolution_pointwise", "_convolution_transpose_pointwise")  # fmt: skip
+    return torch.backends.mkldnn.is_available() and all(hasattr(torch.ops.mkldnn, name) for name in names)
