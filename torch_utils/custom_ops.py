@@ -88,12 +88,14 @@ def problem(library: str = "cpu") -> str:
 
 
 def describe(library: str = "cpu") -> str:
-    """One line for logs: what is asked for and what runs. The first call may compile."""
+    """One line for logs: what is asked for and what runs on a type of device. The first call may compile."""
     asked = requested()
     if asked == "ref":
         return "ref: plain definitions"
     if asked == "torch":
         return "torch: fast paths made of torch calls"
+    if library not in op_build.PLUGINS:
+        return f"{asked}: torch calls; there are no compiled operators for {library}"
     reason = problem(library)
     if not reason:
         return f"{asked}: compiled operators"
