@@ -17,7 +17,7 @@ import safetensors
 import safetensors.torch
 import torch
 
-from dnnlib.util import naming
+from dnnlib.util import atomic_file, naming
 from torch_utils.pickle_reader import PickleError, printable
 from training import augment, network_pickle, networks, recognise
 
@@ -65,7 +65,6 @@ def save(
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype {dtype} is unknown; one of {', '.join(DTYPES)}")
-    path = Path(path)
     given = {"G": G, "D": D, "G_ema": G_ema, "augment_pipe": augment_pipe}
     nets = {key: net for key, net in given.items() if net is not None}
     config = configuration(nets, about or {}, dtype)
@@ -73,17 +72,8 @@ def save(
     for key, net in nets.items():
         for name, tensor in {**dict(net.named_parameters()), **dict(net.named_buffers())}.items():
             tensors[f"{key}.{name}"] = tensor.detach().to("cpu", DTYPES[dtype]).contiguous().clone()
-    data = safetensors.torch.save(tensors, {"config": json.dumps(config)})  # one entry: several have no fixed order
-    partial = path.with_name(f"{path.name}.tmp-{os.getpid()}")
-    try:
-        with naming(path), open(partial, "wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(partial, path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+    with atomic_file(path) as stream:  # one entry in the header: several have no fixed order
+        stream.write(safetensors.torch.save(tensors, {"config": json.dumps(config)}))
     return config
 
 

@@ -18,6 +18,7 @@ COMMANDS = {
     "generate": "Write one PNG per seed.",
     "grid": "Write one PNG with rows and columns of images.",
     "report": "Measure FID/KID of a network against data and write report.json and report.html.",
+    "convert": "Write a network file in another format.",
     "inspect": "Tell what is in a pickle without executing it.",
     "surgery": "Change a network: classes, channels, resolution, layers; exact where possible.",
     "dataset": "Build a training zip from a folder or zip of images.",
