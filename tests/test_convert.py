@@ -486,4 +486,7 @@ def test_finetune_of_a_generator_alone(nets: dict[str, Any], tmp_path: Path, cap
 @pytest.mark.parametrize("kind", SOURCES)
 def test_finetune_from_every_source(kind: str, nets: dict[str, Any], tmp_path: Path) -> None:
     run = train(write_source(kind, nets, tmp_path), tmp_path)
-    assert len(sorted(run.glob("network-snapshot-*.pkl"))) >= 2
+    trained = network_file.load(next(run.glob("network-snapshot-*.pkl")))
+    for key in ("G", "D"):
+        one, two = state(nets[key]), state(getattr(trained, key))
+        assert one.keys() == two.keys() and any(not torch.equal(one[name], two[name]) for name in one)
