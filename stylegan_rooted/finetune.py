@@ -25,14 +25,23 @@ from torch_utils import distributed, images, misc, seeding
 from torch_utils.distributed import DistEnv, Place, ProcessFailed
 from training import checkpoint, execution, network_file, run_dir
 from training.ada import AdaController
+from training.adapters import LowRankAdapters
 from training.augment import AUGMENT_PRESETS, AugmentPipe
-from training.config import MIN_RESOLUTION, AugmentConfig, FinetuneConfig, LossConfig, NetworkConfig
+from training.config import (
+    MIN_RESOLUTION,
+    AugmentConfig,
+    FinetuneConfig,
+    LossConfig,
+    NetworkConfig,
+    parse_train,
+)
 from training.dataset import ImageDataset, InfiniteSampler, UnreadableImages, check_fits, grid_indices, iterate_batches
 from training.loss import GanLoss
 from training.network_pickle import NetworkFile
 from training.networks import Discriminator, Generator
 from training.phases import build_phases
 from training.stats import Scalar, StatsCollector
+from training.trainable import generator_parameters
 from training.training_loop import (
     ADA_INTERVAL,
     Grid,
@@ -273,6 +282,7 @@ def prepare(config: FinetuneConfig, env: DistEnv | None = None) -> Plan:
         env: The processes; None plans for as many as the environment names without joining them.
     """
     check_options(config)
+    config = take_train_choice(config)
     where = distributed.place()
     device = resolve_device(config.runtime.device, where) if env is None else env.device
     execution.check_precision(config.runtime.precision, device)
@@ -330,6 +340,20 @@ def complete(opened: NetworkFile, seed: int) -> NetworkFile:
         notes.append("no discriminator in the file: a new one starts from random weights")
     G = opened.G if opened.G is not None else deepcopy(G_ema)
     return replace(opened, G=G, D=D, notes=tuple(notes))
+
+
+def take_train_choice(config: FinetuneConfig) -> FinetuneConfig:
+    """`--train freezed:N` is `--freezed N`.
+
+    Raises:
+        ValueError: Parts of new networks frozen.
+    """
+    choice = parse_train(config.optim.train)
+    if config.resume in ("none", "noresume") and (choice.part != "all" or not choice.mapping or choice.synthesis_from):
+        raise ValueError(f"--train {choice.text} keeps parts of a trained network; with --resume none there is none")
+    if choice.freezed is None:
+        return config
+    return replace(config, optim=replace(config.optim, freezed=choice.freezed))
 
 
 def check_freezed(D: Any, freezed: int) -> None:
@@ -440,6 +464,8 @@ def describe(plan: Plan) -> str:
     parts.append("noresume" if plan.checkpoint is None else "resumecustom")
     if config.optim.freezed:
         parts.append(f"freezed{config.optim.freezed}")
+    kept = [word for word in config.optim.train.split(",") if word != "all" and not word.startswith("freezed")]
+    parts += [word.replace(":", "") for word in kept]
     if config.runtime.desc:
         parts.append(config.runtime.desc)
     return "-".join(parts)
@@ -517,6 +543,29 @@ def build_run(
     """
     config, dataset, device, env = plan.config, plan.dataset, plan.device, plan.env
     G, D, G_ema = build_networks(plan)
+    choice = parse_train(config.optim.train)
+    learning = generator_parameters(G, choice)
+    if not choice.mapping:
+        G.mapping.eval()  # its average of w stays, too
+    adapters = None
+
+    def adapted(adam: Any) -> LowRankAdapters:
+        nonlocal adapters
+        adapters = LowRankAdapters(G, G_ema, rank=choice.rank, adam=adam, seed=config.runtime.seed)
+        return adapters
+
+    phases = build_phases(
+        G,
+        D,
+        lr_g=config.optim.glr,
+        lr_d=config.optim.dlr,
+        betas=(config.optim.beta1, config.optim.beta2),
+        eps=config.optim.eps,
+        g_reg_interval=config.optim.g_reg_interval,
+        d_reg_interval=config.optim.d_reg_interval,
+        g_parameters=learning,
+        g_optimizer=adapted if choice.part == "adapters" else None,
+    )
     for network in (G, D, G_ema):
         execution.accelerate(network, config.runtime.precision)
     pipe, ada = build_augmentation(config.augment, device, env)
@@ -562,16 +611,8 @@ def build_run(
         ada=ada,
         stats=stats,
         loss=loss,
-        phases=build_phases(
-            G,
-            D,
-            lr_g=config.optim.glr,
-            lr_d=config.optim.dlr,
-            betas=(config.optim.beta1, config.optim.beta2),
-            eps=config.optim.eps,
-            g_reg_interval=config.optim.g_reg_interval,
-            d_reg_interval=config.optim.d_reg_interval,
-        ),
+        phases=phases,
+        adapters=adapters,
         grid=fixed_grid(dataset, G.z_dim, config.runtime.seed, config.runtime.grid),
         progress=Progress(total_nimg=round(config.schedule.kimg * 1000), tick_nimg=round(config.schedule.tick * 1000)),
         training_set_kwargs=training_set_kwargs(config, dataset),

@@ -19,6 +19,7 @@ from stylegan_rooted.surgery_rules import (
     channels,
     classes,
     map_depth,
+    merge_adapter,
     new_discriminator,
     num_fp16_res,
     resolution,
@@ -77,6 +78,7 @@ def plan(
     side: int | None = None,
     depth: int | None = None,
     fp16: int | None = None,
+    adapter: str | None = None,
     fresh_d: bool = False,
     start_d: Any = None,
     seed: int = 0,
@@ -90,7 +92,7 @@ def plan(
         ValueError: wishes that exclude each other, or none.
     """
     check_wishes(num_classes=num_classes, class_map=class_map, keep_class=keep_class, side=side)
-    rules: list[Rule] = []
+    rules: list[Rule] = [] if adapter is None else [merge_adapter(adapter)]
     if num_channels is not None:
         rules.append(channels(num_channels))
     if num_classes is not None or class_map is not None:

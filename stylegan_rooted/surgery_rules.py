@@ -17,6 +17,7 @@ from torch import Tensor
 
 from torch_utils import seeding
 from torch_utils.ops import upfirdn2d
+from training import adapters, weights_file
 from training.networks import Discriminator
 
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, what Pillow's mode L and the data set tool use
@@ -203,6 +204,35 @@ def map_depth(wanted: int) -> Rule:
             _each(old, generator, lambda D: D),
             what=f"{have} to {wanted} mapping layers",
             rule="new layers start as the identity",
+        )
+
+    return change
+
+
+def merge_adapter(path: str) -> Rule:
+    """Low-rank adapters added to the generator they were trained on: exactly the G_ema of the run that wrote them.
+
+    Raises:
+        PickleError: no such file, or damaged.
+        ValueError: made for another generator.
+    """
+    factors, base = weights_file.read_adapter(path)
+
+    def change(old: Networks) -> Change:
+        if adapters.fingerprint(old.G_ema) != base:
+            raise ValueError(f"--merge {path}: it was made for another generator; SRC is what that run started from")
+
+        def generator(G: Any) -> Any:
+            new = deepcopy(old.G_ema)  # the base of both, as in the run
+            adapters.merge(new, factors)
+            return new
+
+        return Change(
+            _each(old, generator, same),
+            what=f"an adapter of rank {max(len(down) for _, down in factors.values())}",
+            rule="kernels plus the product of the factors",
+            view="the image without adapter",
+            compares_logits=False,
         )
 
     return change

@@ -59,6 +59,8 @@ TRAINING_RANK = {
     "ada": 0,
     "ema": 0,
     "stats": 0,
+    "adapters": 0,
+    "trainable": 1,
     "recognise": 0,
     "execution": 1,
     "loss": 1,

@@ -66,7 +66,7 @@ def test_exchanges_between_three_processes(tmp_path, monkeypatch) -> None:
         )
         for p in module.parameters():
             p.grad = torch.arange(p.numel()).reshape(p.shape).float() * (env.rank + 1)
-        env.sum_gradients(module)
+        env.sum_gradients(module.parameters())
         exact = all(
             torch.equal(p.grad, torch.arange(p.numel()).reshape(p.shape) * 6.0) for p in module.parameters()
         )

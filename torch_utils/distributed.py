@@ -16,7 +16,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -160,12 +160,12 @@ class DistEnv:
             dist.all_reduce(largest, op=dist.ReduceOp.MAX)
         return int(largest)
 
-    def sum_gradients(self, module: torch.nn.Module) -> None:
-        """Add up the gradients of a module's parameters over all processes, in place."""
+    def sum_gradients(self, parameters: Iterable[Tensor]) -> None:
+        """Add up the gradients of these parameters over all processes, in place."""
         if self.world == 1:
             return
         with self._exchange("adding up gradients"):
-            _in_buckets([p.grad for p in module.parameters() if p.grad is not None], dist.all_reduce)
+            _in_buckets([p.grad for p in parameters if p.grad is not None], dist.all_reduce)
 
     def broadcast_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         """Overwrite every process's tensors with those of rank 0."""

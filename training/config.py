@@ -128,6 +128,61 @@ class AugmentConfig:
 
 
 @dataclass(frozen=True)
+class TrainChoice:
+    """What learns, as `--train` says.
+
+    Attributes:
+        text: as given.
+        part: of the generator: "all", "affines" (style affines only) or "adapters" (low-rank, on the convolutions).
+        rank: of the adapters, 0 without.
+        mapping: whether the mapping network learns.
+        synthesis_from: the lowest resolution whose synthesis block learns.
+        freezed: layers of the discriminator that are frozen, from the image on; None = `--freezed` says it.
+    """
+
+    text: str
+    part: str = "all"
+    rank: int = 0
+    mapping: bool = True
+    synthesis_from: int = 0
+    freezed: int | None = None
+
+
+def parse_train(text: str) -> TrainChoice:
+    """Read `all`, or words separated by commas: freezed:N, freeze-mapping, freeze-synthesis:R, affines, lora:RANK.
+
+    Raises:
+        ValueError: an unknown word, a number out of range, or words that exclude each other.
+    """
+    usage = "all, or of freezed:N, freeze-mapping, freeze-synthesis:R, affines, lora:RANK, separated by commas"
+    found: dict[str, int] = {}
+    for word in str(text).split(","):
+        name, colon, number = word.strip().partition(":")
+        wants_number = name in ("freezed", "freeze-synthesis", "lora")
+        if name not in ("all", "freeze-mapping", "affines") and not wants_number:
+            raise ValueError(f"--train {text}: {word.strip()!r} is unknown; {usage}")
+        if wants_number != bool(colon) or (wants_number and not (number.isascii() and number.isdigit())):
+            raise ValueError(f"--train {text}: {word.strip()!r} is not complete or says too much; {usage}")
+        if name in found:
+            raise ValueError(f"--train {text}: {name} stands there twice")
+        found[name] = int(number) if wants_number else 1
+    if found.get("lora") == 0:
+        raise ValueError(f"--train {text}: the rank of the adapters is at least 1")
+    parts = [name for name in ("all", "affines", "lora") if name in found]
+    frozen = [name for name in ("freeze-mapping", "freeze-synthesis") if name in found]
+    if len(parts) > 1 or (parts and frozen):
+        raise ValueError(f"--train {text}: {' and '.join(parts + frozen)} exclude each other")
+    return TrainChoice(
+        text=str(text),
+        part="adapters" if "lora" in found else "affines" if "affines" in found else "all",
+        rank=found.get("lora", 0),
+        mapping="freeze-mapping" not in found and not {"affines", "lora"} & set(found),
+        synthesis_from=found.get("freeze-synthesis", 0),
+        freezed=found.get("freezed"),
+    )
+
+
+@dataclass(frozen=True)
 class OptimConfig:
     """Adam, batch, moving average."""
 
@@ -143,12 +198,16 @@ class OptimConfig:
     ema_kimg: float | None = None
     ema_rampup: float | None = None
     freezed: int = 0
+    train: str = "all"
     max_nonfinite: int = 20
 
     def __post_init__(self) -> None:
         _at_least("--batch", self.batch, 1)
         _at_least("--batch-gpu", self.batch_gpu, 1)
         _at_least("--freezed", self.freezed, 0)
+        chosen = parse_train(self.train).freezed
+        if chosen is not None and self.freezed not in (0, chosen):
+            raise ValueError(f"--train freezed:{chosen} and --freezed {self.freezed} differ; give one of them")
         _at_least("--max-nonfinite", self.max_nonfinite, 0)
         _at_least("--g-reg-interval", self.g_reg_interval, 1)
         _at_least("--d-reg-interval", self.d_reg_interval, 1)

@@ -157,7 +157,10 @@ class GanLoss:
     def _path_length(self, gen_z: Tensor, gen_c: Tensor, gain: float) -> None:
         # At least one sample: the mean over an empty batch would be NaN and stay in pl_mean for ever.
         num = max(len(gen_z) // self.pl_batch_shrink, 1)
-        img, ws = self.run_g(gen_z[:num], gen_c[:num])
+        ws = self.mix_styles(self.G.mapping(gen_z[:num], gen_c[:num]), gen_z[:num], gen_c[:num])
+        if not ws.requires_grad:  # a frozen mapping network
+            ws.requires_grad_(True)
+        img = self.G.synthesis(ws)
         noise = torch.randn_like(img) / math.sqrt(img.shape[2] * img.shape[3])
         with conv2d_gradfix.no_weight_gradients():
             jacobian, = torch.autograd.grad([(img * noise).sum()], [ws], create_graph=True)  # [b, L, w_dim]

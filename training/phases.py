@@ -1,18 +1,33 @@
 """Training phases: which network steps when, and with what optimiser. Knows nothing of losses or data."""
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 
 
 @dataclass
 class Phase:
-    """One turn of an optimiser: its losses come from `GanLoss.accumulate_gradients(name, ...)`."""
+    """One turn of an optimiser: its losses come from `GanLoss.accumulate_gradients(name, ...)`.
+
+    Attributes:
+        name: of the phase.
+        parameters: of the network that it trains, those that get gradients.
+        opt: turns the gradients into a step: an optimiser of the parameters, or of what they are made of.
+        interval: it runs in every so many iterations.
+    """
 
     name: str
-    module: torch.nn.Module
-    opt: torch.optim.Optimizer
+    parameters: list[torch.nn.Parameter]
+    opt: Any
     interval: int = 1
+
+    def enable_gradients(self, wanted: bool) -> None:
+        """Before and after the backward passes."""
+        for parameter in self.parameters:
+            parameter.requires_grad_(wanted)
 
     def due(self, step: int) -> bool:
         """Whether it runs in iteration `step` (the first is 0, in which every phase runs)."""
@@ -29,6 +44,8 @@ def build_phases(
     eps: float = 1e-8,
     g_reg_interval: int | None = 4,
     d_reg_interval: int | None = 16,
+    g_parameters: list[torch.nn.Parameter] | None = None,
+    g_optimizer: Callable[[Callable[[list[torch.Tensor]], torch.optim.Optimizer]], Any] | None = None,
 ) -> list[Phase]:
     """Phases in their order: G's, then D's; with lazy regularisation a main and a reg phase that share one Adam.
 
@@ -37,32 +54,43 @@ def build_phases(
     regulariser's gain of n is the caller's part. An interval of None makes one phase called Gboth or Dboth, without
     rescaling.
 
+    Args:
+        G, D: The networks.
+        lr_g, lr_d, betas, eps: Of Adam.
+        g_reg_interval, d_reg_interval: Of the regularisers.
+        g_parameters: What of G learns; None is everything.
+        g_optimizer: Makes G's optimiser, given a maker of Adams with G's rates; None is Adam of `g_parameters`.
+
     Raises:
         ValueError: An interval below 1.
 
     Source: spec training-and-metrics.md section 1 (lazy regularisation), section 8 (1).
     """
     phases = []
-    for letter, module, lr, interval in (("G", G, lr_g, g_reg_interval), ("D", D, lr_d, d_reg_interval)):
-        if interval is None:
-            phases.append(Phase(f"{letter}both", module, _adam(module, lr, (float(betas[0]), float(betas[1])), eps)))
-            continue
-        if interval < 1:
+    chosen = list(G.parameters()) if g_parameters is None else g_parameters
+    for letter, parameters, lr, interval in (
+        ("G", chosen, lr_g, g_reg_interval), ("D", list(D.parameters()), lr_d, d_reg_interval)
+    ):  # fmt: skip
+        if interval is not None and interval < 1:
             raise ValueError(f"--{letter.lower()}-reg-interval {interval} is below 1; None is one common phase")
-        ratio = interval / (interval + 1)
-        opt = _adam(module, lr * ratio, (float(betas[0]) ** ratio, float(betas[1]) ** ratio), eps)
-        phases.append(Phase(f"{letter}main", module, opt))
-        phases.append(Phase(f"{letter}reg", module, opt, interval))
+        ratio = 1 if interval is None else interval / (interval + 1)
+        powers = (float(betas[0]) ** ratio, float(betas[1]) ** ratio)
+        adam = partial(_adam, lr=lr * ratio, betas=powers, eps=eps)
+        opt = g_optimizer(adam) if letter == "G" and g_optimizer else adam(parameters)
+        if interval is None:
+            phases.append(Phase(f"{letter}both", parameters, opt))
+        else:
+            phases += [Phase(f"{letter}main", parameters, opt), Phase(f"{letter}reg", parameters, opt, interval)]
     return phases
 
 
-def count_nonfinite(module: torch.nn.Module) -> int:
-    """Number of gradient elements of a module's parameters that are not finite or whose square is not; 0 is good.
+def count_nonfinite(parameters: Iterable[torch.Tensor]) -> int:
+    """Number of gradient elements of these parameters that are not finite or whose square is not; 0 is good.
 
     The square counts because Adam keeps it: once infinite, it would hold the parameter where it is for ever.
     One pass over all gradients and one synchronisation where all is well; counting happens only where it isn't.
     """
-    gradients = [p.grad for p in module.parameters() if p.grad is not None and p.grad.numel()]
+    gradients = [p.grad for p in parameters if p.grad is not None and p.grad.numel()]
     if not gradients:
         return 0
     # A finite sum of squares has finite summands; the largest magnitude would say it twenty times slower on a CPU.
@@ -71,7 +99,8 @@ def count_nonfinite(module: torch.nn.Module) -> int:
     return sum(int(g.numel() - g.square().isfinite().sum()) for g in gradients)
 
 
-def _adam(module: torch.nn.Module, lr: float, betas: tuple[float, float], eps: float) -> torch.optim.Adam:
-    parameters = list(module.parameters())
+def _adam(
+    parameters: list[torch.Tensor], lr: float, betas: tuple[float, float], eps: float
+) -> torch.optim.Adam:
     fused = all(p.device.type in ("cpu", "cuda") for p in parameters)
     return torch.optim.Adam(parameters, lr=lr, betas=betas, eps=eps, fused=fused)

@@ -15,8 +15,9 @@ import torch
 from dnnlib.util import format_time, naming
 from torch_utils import images, seeding
 from torch_utils.distributed import DistEnv
-from training import checkpoint, execution, network_pickle, run_dir
+from training import checkpoint, execution, network_pickle, run_dir, weights_file
 from training.ada import AdaController
+from training.adapters import LowRankAdapters
 from training.config import FinetuneConfig
 from training.dataset import DatasetError, ImageDataset, UnreadableImages
 from training.ema import ema_beta, update_ema
@@ -124,6 +125,7 @@ class Run:
     progress: Progress
     training_set_kwargs: dict[str, Any]
     unreadable: UnreadableImages
+    adapters: LowRankAdapters | None = None
     env: DistEnv = field(default_factory=DistEnv)
 
 
@@ -231,6 +233,8 @@ def step(run: Run) -> None:
             step_phase(run, phase, real_img, real_c)
     beta = ema_beta(config.optim.batch, progress.cur_nimg, config.optim.ema_kimg, config.optim.ema_rampup)
     update_ema(run.G_ema, run.G, beta)
+    if run.adapters is not None:
+        run.adapters.update_average(beta)
     progress.cur_nimg += config.optim.batch
     progress.step += 1
     if run.ada is not None and run.augment_pipe is not None:
@@ -266,14 +270,14 @@ def step_phase(run: Run, phase: Phase, real_img: torch.Tensor, real_c: torch.Ten
     )
     means = RunningMeans(run.loss, run.G)
     phase.opt.zero_grad(set_to_none=True)
-    phase.module.requires_grad_(True)
+    phase.enable_gradients(True)
     for index, x, c, z, zc in chunks:
         with seeding.scoped(seed, "phase", *key, index), means.of_one():
             run.loss.accumulate_gradients(phase.name, x, c, z, zc, gain=phase.interval / num_chunks)
-    phase.module.requires_grad_(False)
-    run.env.sum_gradients(phase.module)
+    phase.enable_gradients(False)
+    run.env.sum_gradients(phase.parameters)
     means.average(run.env, num_chunks)
-    if count_nonfinite(phase.module):
+    if count_nonfinite(phase.parameters):
         progress.num_nonfinite += 1
     else:
         phase.opt.step()
@@ -295,7 +299,7 @@ class RunningMeans:
 
     def __init__(self, loss: GanLoss, G: torch.nn.Module) -> None:
         self._loss = loss
-        self._w_avg = getattr(G.mapping, "w_avg", None)
+        self._w_avg = getattr(G.mapping, "w_avg", None) if G.mapping.training else None  # a frozen one has no news
         self._before = self._get()
         self._total = torch.zeros_like(self._before)
 
@@ -421,6 +425,9 @@ def write_snapshot(run: Run, name: str, path: Path) -> None:
         augment_pipe=run.augment_pipe,
         training_set_kwargs=run.training_set_kwargs,
     )
+    if run.adapters is not None:
+        path = run.path / f"adapter-{name}.safetensors"
+        weights_file.save_adapter(path, run.adapters.averaged, base=run.adapters.base_fingerprint)
 
 
 def keep_to_budget(run: Run) -> None:

@@ -22,6 +22,7 @@ from torch_utils.pickle_reader import PickleError, printable
 from training import augment, network_pickle, networks, recognise
 
 FORMAT = "stylegan-rooted weights 1"
+ADAPTER_FORMAT = "stylegan-rooted adapter 1"
 MODEL_TYPE = "stylegan2"
 NETWORKS = ("G", "D", "G_ema", "augment_pipe")
 CLASSES: dict[str, type] = {
@@ -72,9 +73,54 @@ def save(
     for key, net in nets.items():
         for name, tensor in {**dict(net.named_parameters()), **dict(net.named_buffers())}.items():
             tensors[f"{key}.{name}"] = tensor.detach().to("cpu", DTYPES[dtype]).contiguous().clone()
+    _write(path, tensors, config)
+    return config
+
+
+def save_adapter(
+    path: "str | os.PathLike", factors: Mapping[str, tuple[torch.Tensor, torch.Tensor]], *, base: str
+) -> None:
+    """Write low-rank adapters (`training.adapters`) as a small `.safetensors` file, atomically.
+
+    Args:
+        path: file to write.
+        factors: (up [O, r], down [r, I k k]) by layer name.
+        base: fingerprint of the generator that they belong to.
+    """
+    tensors = {}
+    for name, (up, down) in factors.items():
+        tensors[f"{name}.up"] = up.detach().cpu().contiguous().clone()
+        tensors[f"{name}.down"] = down.detach().cpu().contiguous().clone()
+    _write(path, tensors, {"format": ADAPTER_FORMAT, "base": base})
+
+
+def read_adapter(path: "str | os.PathLike") -> "tuple[dict[str, tuple[torch.Tensor, torch.Tensor]], str]":
+    """The factors by layer name, and the base's fingerprint.
+
+    Raises:
+        PickleError: not such a file, or damaged; one line with its name.
+        OSError: it cannot be read.
+    """
+    with naming(path), open(path, "rb") as stream:
+        data = stream.read()
+    try:
+        tensors, config = read(data)
+        if config is None or config.get("format") != ADAPTER_FORMAT or not isinstance(config.get("base"), str):
+            raise PickleError("this is no adapter; give an adapter-*.safetensors that finetune --train lora:N wrote")
+        names = [name.removesuffix(".up") for name in tensors if name.endswith(".up")]
+        if sorted(tensors) != sorted(f"{name}.{part}" for name in names for part in ("up", "down")):
+            raise PickleError("its tensors are not pairs; damaged")
+        if not all(t.ndim == 2 and t.is_floating_point() for t in tensors.values()):
+            raise PickleError("its tensors are not matrices; damaged")
+    except PickleError as error:
+        raise PickleError(f"{printable(os.fspath(path), 500)}: {error}") from None
+    return {name: (tensors[f"{name}.up"], tensors[f"{name}.down"]) for name in names}, config["base"]
+
+
+def _write(path: "str | os.PathLike", tensors: dict[str, torch.Tensor], config: dict[str, Any]) -> None:
+    """Write a file that appears whole or not at all."""
     with atomic_file(path) as stream:  # one entry in the header: several have no fixed order
         stream.write(safetensors.torch.save(tensors, {"config": json.dumps(config)}))
-    return config
 
 
 def configuration(nets: Mapping[str, torch.nn.Module], about: Mapping[str, Any], dtype: str) -> dict[str, Any]:

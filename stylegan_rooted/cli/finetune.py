@@ -166,6 +166,14 @@ FIELDS = [
     ),
     Field("--freezed", "optim.freezed", "Freeze so many of D's highest-resolution layers.", int, "Optimisation"),
     Field(
+        "--train",
+        "optim.train",
+        "What learns: all, or of freezed:N, freeze-mapping, freeze-synthesis:R (blocks below R pixels), affines, "
+        "lora:RANK, separated by commas.",
+        str,
+        "Optimisation",
+    ),
+    Field(
         "--max-nonfinite",
         "optim.max_nonfinite",
         "Steps with non-finite gradients that a run survives.",

@@ -24,6 +24,7 @@ def option(group: str, *names: str, **settings: Any) -> Any:
 @option("Classes", "--map-classes", metavar="LIST", help="Old class of each new one, or new, e.g. 0,2,new.")
 @option("Layers", "--map-depth", type=click.IntRange(1), help="Mapping layers, where that is exact.")
 @option("Layers", "--num-fp16-res", type=click.IntRange(0), help="Highest resolutions that run in float16 on a GPU.")
+@option("Layers", "--merge", "adapter", metavar="FILE", help="Add the adapter that finetune --train lora:N wrote.")
 @option("Discriminator", "--new-d", is_flag=True, help="A fresh discriminator.")
 @option("Discriminator", "--d-from", metavar="FILE", help="A new one, from this file's where names and shapes agree.")
 @option("Output", "--grid", metavar="PNG", help="Draw the same latents before and after.")
@@ -39,6 +40,7 @@ def command(
     map_classes: str | None,
     map_depth: int | None,
     num_fp16_res: int | None,
+    adapter: str | None,
     new_d: bool,
     d_from: str | None,
     grid: str | None,
@@ -77,6 +79,7 @@ def command(
         side=resolution,
         depth=map_depth,
         fp16=num_fp16_res,
+        adapter=adapter,
         fresh_d=new_d,
         start_d=d_from,
         grid=grid,
