@@ -168,8 +168,8 @@ def parse_train(text: str) -> TrainChoice:
         found[name] = int(number) if wants_number else 1
     if found.get("lora") == 0:
         raise ValueError(f"--train {text}: the rank of the adapters is at least 1")
-    parts = [name for name in ("all", "affines", "lora") if name in found]
-    frozen = [name for name in ("freeze-mapping", "freeze-synthesis") if name in found]
+    parts: list[str] = [name for name in ("all", "affines", "lora") if name in found]
+    frozen: list[str] = [name for name in ("freeze-mapping", "freeze-synthesis") if name in found]
     if len(parts) > 1 or (parts and frozen):
         raise ValueError(f"--train {text}: {' and '.join(parts + frozen)} exclude each other")
     return TrainChoice(

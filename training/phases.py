@@ -1,6 +1,6 @@
 """Training phases: which network steps when, and with what optimiser. Knows nothing of losses or data."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -45,7 +45,7 @@ def build_phases(
     g_reg_interval: int | None = 4,
     d_reg_interval: int | None = 16,
     g_parameters: list[torch.nn.Parameter] | None = None,
-    g_optimizer: Callable[[Callable[[list[torch.Tensor]], torch.optim.Optimizer]], Any] | None = None,
+    g_optimizer: Callable[[Callable[[Sequence[torch.Tensor]], torch.optim.Optimizer]], Any] | None = None,
 ) -> list[Phase]:
     """Phases in their order: G's, then D's; with lazy regularisation a main and a reg phase that share one Adam.
 
@@ -100,7 +100,7 @@ def count_nonfinite(parameters: Iterable[torch.Tensor]) -> int:
 
 
 def _adam(
-    parameters: list[torch.Tensor], lr: float, betas: tuple[float, float], eps: float
+    parameters: Sequence[torch.Tensor], lr: float, betas: tuple[float, float], eps: float
 ) -> torch.optim.Adam:
     fused = all(p.device.type in ("cpu", "cuda") for p in parameters)
     return torch.optim.Adam(parameters, lr=lr, betas=betas, eps=eps, fused=fused)
