@@ -126,7 +126,7 @@ class FlopsSubject:
 class LoopSubject:
     """Piece `loop`: 16 iterations as they ship, one tick and one snapshot; `facts` says where the time went.
 
-    A bare step is gradients, optimiser and average. Data, latents, statistics, checks and the controller come on top, a
+    A bare step is gradients, their cleaning, optimiser and average, as in the reference. Data, latents, statistics, checks and the controller come on top, a
     tick every `tick_steps` and a snapshot every `snapshot_steps` iterations.
     """
 
@@ -140,6 +140,7 @@ class LoopSubject:
         self.run.loss._report = self._clocked("report", self.run.loss._report)
         for opt in {id(phase.opt): phase.opt for phase in self.run.phases}.values():
             opt.step = self._clocked("bare", opt.step)
+        training_loop.count_nonfinite = self._clocked("bare", training_loop.count_nonfinite)
         training_loop.update_ema = self._clocked("bare", training_loop.update_ema)
 
     def _clocked(self, clock: str, function: Callable[..., Any]) -> Callable[..., Any]:
