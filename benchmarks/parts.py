@@ -126,8 +126,8 @@ class FlopsSubject:
 class LoopSubject:
     """Piece `loop`: 16 iterations as they ship, one tick and one snapshot; `facts` says where the time went.
 
-    A bare step is gradients, their cleaning, optimiser and average, as in the reference. Data, latents, statistics, checks and the controller come on top, a
-    tick every `tick_steps` and a snapshot every `snapshot_steps` iterations.
+    A bare step is gradients, their check, optimiser and average, as in the reference. Data, latents, statistics and the
+    controller come on top, and ticks and snapshots, spread over the iterations between two of them.
     """
 
     names = ("loop",)
