@@ -67,7 +67,8 @@ def step(options: argparse.Namespace, cells: Cells) -> None:
                 for piece, samples in times[name].items():
                     add(cells, f"step {size} {name} {piece}", "s", samples)
                 add(cells, f"memory {size} {name}", "MiB", [worker.peak_mib()])
-                note_profile(options, worker, pieces, f"{size} {name}", cells)
+                if name.startswith("ours"):
+                    note_profile(options, worker, pieces, f"{size} {name}", cells)
 
 
 def infer(options: argparse.Namespace, cells: Cells) -> None:
@@ -87,7 +88,7 @@ def infer(options: argparse.Namespace, cells: Cells) -> None:
             for name, worker in workers.items():
                 for piece, samples in times[name].items():
                     add(cells, f"infer {piece} {size} {name}", "s", samples)
-                if name != ONNX:
+                if name.startswith("ours"):
                     note_profile(options, worker, pieces, f"infer {size} {name}", cells)
 
 
@@ -235,20 +236,23 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def main() -> None:
+    """Run the parts, or print a report; one line where something is wrong."""
     options = parse()
-    if options.parts[:1] == ["report"]:
-        print(report.render(report.load(Path(options.parts[1]))))
-        return
-    goes_on = options.json is not None and options.json.is_file()
-    record = report.load(options.json) if goes_on else report.new_record(options.threads)
     start = time.monotonic()
-    for part in options.parts or PARTS:
-        try:
+    try:
+        if options.parts[:1] == ["report"]:
+            print(report.render(report.load(Path(options.parts[1]))))
+            return
+        record = report.new_record(options.threads)
+        if options.json is not None and options.json.is_file():
+            record = report.continued(report.load(options.json), record)
+        for part in options.parts or PARTS:
+            say(f"part {part}")
             PARTS[part](options, record["cells"])
-        except WorkerFailed as e:
-            sys.exit(f"{part}: {e}")
-        if options.json:
-            report.save(options.json, record)
+            if options.json:
+                report.save(options.json, record)
+    except (OSError, ValueError, WorkerFailed) as e:
+        sys.exit(str(e))
     print(report.render(record))
     say(f"took {time.monotonic() - start:.0f} s")
 

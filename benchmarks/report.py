@@ -53,6 +53,21 @@ def new_record(threads: int) -> Record:
     return {"environment": environment, "cells": {}}
 
 
+def continued(record: Record, now: Record) -> Record:
+    """`record`, to which a run in the environment of `now` will add: all revisions are named.
+
+    Raises:
+        ValueError: It was made on another processor, or with another torch or number of threads.
+    """
+    before, after = record["environment"], now["environment"]
+    for key in ("processor", "torch", "threads"):
+        if before[key] != after[key]:
+            raise ValueError(f"the file's {key} is {before[key]}, here it is {after[key]}; give another --json file")
+    known = before["revision"].split()
+    before["revision"] = " ".join([*known, *([] if after["revision"] in known else [after["revision"]])])
+    return record
+
+
 def revision() -> str:
     """The commit that is measured, `+` where files differ from it; empty outside of a repository."""
     root = Path(__file__).resolve().parent.parent
@@ -213,7 +228,7 @@ def ops_table(record: Record) -> str:
         times = [f"{measure.spread(v).median * 1e3:10.3f}" if v else f"{'-':>10}" for v in (slow, ours, half)]
         ratios = [f"{_middle(measure.ratios(slow, v)):8.2f}x" if v else f"{'-':>9}" for v in (ours, half)]
         lines.append(f"{name:<28} {' '.join(times)} {' '.join(ratios)}")
-    head = f"{'operator, forward + backward, ms':<28}{'reference':>7} {'fp32':>10} {'bf16':>10} {'fp32':>9} {'bf16':>9}"
+    head = f"{'operator, both ways, ms':<28} {'reference':>10} {'fp32':>10} {'bf16':>10} {'fp32':>9} {'bf16':>9}"
     return "\n".join([head, *lines]) if lines else ""
 
 

@@ -121,6 +121,10 @@ def test_a_record_becomes_tables(tmp_path):
             bench.add(record["cells"], f"step s64 {name} {piece}", "s", [sec, sec])
     report.save(tmp_path / "a.json", record)
     record = report.load(tmp_path / "a.json")
+    later = {"environment": record["environment"] | {"revision": "later"}, "cells": {}}
+    assert report.continued(record, later)["environment"]["revision"].split()[-1] == "later"
+    with pytest.raises(ValueError, match="threads is 2, here it is 1"):
+        report.continued(record, report.new_record(1))
     assert report.figures(record) == {"train s64 fp32": [4.0, 4.0], "train s64 fp32 strict": [3.0, 3.0]}
     text = report.render(record)
     assert "train s64 fp32 " in text and "met" in text and "not measured" in text
