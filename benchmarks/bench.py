@@ -5,7 +5,7 @@ One cell quickly:
     python benchmarks/bench.py infer --config s64 --batch 1 --precision bf16
     python benchmarks/bench.py step --config l256 --precision fp32 --path ours --profile    (and where the time goes)
 Without PART all parts run, in minutes; `--quick` takes under one. `--json FILE` keeps the samples; given again, samples
-are added to those in the file, so a long run can be made in pieces. `report FILE` prints the tables of such a file, and
+are added to those in the file, so a long run can be made in pieces. `report FILE...` prints the tables of such files,
 `compare.py A.json B.json` two of them against each other.
 
 Every variant runs in a process of its own; repetitions are interleaved. `reference` is `reference.py` with the
@@ -192,7 +192,7 @@ def note_profile(options: argparse.Namespace, worker: Worker, pieces: Any, label
         if piece == "ema":
             continue
         top = worker.profile(piece, 8)
-        cells.setdefault("profiles", {})[f"{label} {piece}"] = top  # type: ignore[assignment]
+        cells[f"profile {label} {piece}"] = {"unit": "share", "ops": top}
         shown = ", ".join(f"{t['op']} {t['share'] * 100:.0f} % ({t['calls']})" for t in top)
         print(f"profile {label} {piece}: {shown}")
 
@@ -210,7 +210,7 @@ def say(text: str) -> None:
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)}, or report FILE; none = all")
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)}, or report FILE...; none = all")
     parser.add_argument("--config", action="append", choices=tuple(subjects.SIZES), help="network; can be repeated")
     parser.add_argument("--precision", action="append", choices=("fp32", "bf16"), help="can be repeated")
     parser.add_argument("--batch", action="append", type=int, choices=(8, 1), help="of inference; can be repeated")
@@ -230,8 +230,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         for part in options.parts:
             if part not in PARTS:
                 parser.error(f"there is no part {part!r}; one of {', '.join(PARTS)}, or report FILE")
-    elif len(options.parts) != 2:
-        parser.error("report needs one FILE")
+    elif len(options.parts) < 2:
+        parser.error("report needs a FILE")
     return options
 
 
@@ -241,7 +241,7 @@ def main() -> None:
     start = time.monotonic()
     try:
         if options.parts[:1] == ["report"]:
-            print(report.render(report.load(Path(options.parts[1]))))
+            print(report.render(report.merged([report.load(Path(path)) for path in options.parts[1:]])))
             return
         record = report.new_record(options.threads)
         if options.json is not None and options.json.is_file():

@@ -63,9 +63,24 @@ def continued(record: Record, now: Record) -> Record:
     for key in ("processor", "torch", "threads"):
         if before[key] != after[key]:
             raise ValueError(f"the file's {key} is {before[key]}, here it is {after[key]}; give another --json file")
-    known = before["revision"].split()
-    before["revision"] = " ".join([*known, *([] if after["revision"] in known else [after["revision"]])])
+    before["revision"] = " ".join(dict.fromkeys([*before["revision"].split(), *after["revision"].split()]))
     return record
+
+
+def merged(records: list[Record]) -> Record:
+    """One record with the samples of several, of the same machine.
+
+    Raises:
+        ValueError: As `continued`.
+    """
+    first, *others = records
+    for other in others:
+        first = continued(first, other)
+        for cell, value in other["cells"].items():
+            mine = first["cells"].setdefault(cell, value)
+            if mine is not value and "samples" in value:
+                mine["samples"].extend(value["samples"])
+    return first
 
 
 def revision() -> str:

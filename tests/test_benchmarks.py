@@ -123,6 +123,8 @@ def test_a_record_becomes_tables(tmp_path):
     record = report.load(tmp_path / "a.json")
     later = {"environment": record["environment"] | {"revision": "later"}, "cells": {}}
     assert report.continued(record, later)["environment"]["revision"].split()[-1] == "later"
+    both = report.merged([report.load(tmp_path / "a.json"), report.load(tmp_path / "a.json")])
+    assert len(both["cells"]["step s64 reference ema"]["samples"]) == 4
     with pytest.raises(ValueError, match="threads is 2, here it is 1"):
         report.continued(record, report.new_record(1))
     assert report.figures(record) == {"train s64 fp32": [4.0, 4.0], "train s64 fp32 strict": [3.0, 3.0]}
