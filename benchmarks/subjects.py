@@ -17,7 +17,7 @@ from PIL import Image
 from benchmarks import onnx_export, reference
 from stylegan_rooted import finetune
 from torch_utils import images
-from training import training_loop
+from training import execution, training_loop
 from training.config import FinetuneConfig, RuntimeConfig
 from training.ema import ema_beta, update_ema
 
@@ -171,6 +171,8 @@ class InferenceSubject:
             for name in PHASES:
                 training(name)
         self.G = training.run.G_ema.eval().requires_grad_(False)
+        if variant.path == "ours":
+            execution.freeze(self.G)  # as `generate` does
         self.path, self.threads = variant.path, variant.threads
         self.calls: dict[str, Callable[[], Any]] = {name: self.renderer(int(name[1:])) for name in self.names}
 

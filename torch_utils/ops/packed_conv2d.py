@@ -11,6 +11,8 @@ from torch_utils.ops import conv2d_gradfix
 
 OWN_MIN_PIXELS = 768  # with more pixels in a batch, the compiled 3x3 convolution of stride 1 beats packed weights
 
+MAX_SIZES = 2  # for which weights are kept: a batch's and that of the last one, which may be smaller
+
 
 class PackedConv2d:
     """A convolution of stride 1 and size-keeping padding, or a transposed one of stride 2, with fixed weights.
@@ -25,8 +27,7 @@ class PackedConv2d:
         self.weight = weight.transpose(0, 1) if transposed else weight
         self.transposed = transposed
         self.padding = 0 if transposed else weight.shape[2] // 2
-        self._size: torch.Size | None = None
-        self._packed: torch.Tensor | None = None
+        self._packed: dict[torch.Size, torch.Tensor] = {}  # by the size of the images, which the best layout depends on
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """Convolve channels-last images [N, I, H, W]."""
@@ -35,19 +36,20 @@ class PackedConv2d:
                 return conv2d_gradfix.conv_transpose2d(x, self.weight, stride=2)
             return conv2d_gradfix.conv2d(x, self.weight, padding=self.padding)
         ops, one, pads = torch.ops.mkldnn, [1, 1], [self.padding] * 2
-        if self._size != x.shape:  # the best layout depends on the size of the images
-            self._size = x.shape
+        packed = self._packed.get(x.shape)
+        if packed is None:
+            if len(self._packed) == MAX_SIZES:
+                self._packed.clear()
             if self.transposed:
-                self._packed = ops._reorder_convolution_transpose_weight(
+                packed = ops._reorder_convolution_transpose_weight(
                     self.weight, [0, 0], [0, 0], [2, 2], one, 1, list(x.shape)
                 )
             else:
-                self._packed = ops._reorder_convolution_weight(self.weight, pads, one, one, 1, list(x.shape))
+                packed = ops._reorder_convolution_weight(self.weight, pads, one, one, 1, list(x.shape))
+            self._packed[x.shape] = packed
         if self.transposed:
-            return ops._convolution_transpose_pointwise(
-                x, self._packed, None, [0, 0], [0, 0], [2, 2], one, 1, "none", [], ""
-            )
-        return ops._convolution_pointwise(x, self._packed, None, pads, one, one, 1, "none", [], "")
+            return ops._convolution_transpose_pointwise(x, packed, None, [0, 0], [0, 0], [2, 2], one, 1, "none", [], "")
+        return ops._convolution_pointwise(x, packed, None, pads, one, one, 1, "none", [], "")
 
     def _pays(self, x: torch.Tensor) -> bool:
         own = x.dtype == torch.float32 and not self.transposed and len(x) * x.shape[2] * x.shape[3] >= OWN_MIN_PIXELS
