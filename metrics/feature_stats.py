@@ -345,6 +345,18 @@ def dataset_stats(
     return stats
 
 
+def describe_file(path: str | Path) -> str:
+    """What a cache file holds, in a few words for people; reads its record only."""
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            meta = json.loads(str(archive["meta"]))
+        source, content = meta["source"], meta["key"]["content"]
+        data = ", ".join([str(content[0])[:12], *map(str, content[1:])])
+        return f"{source['extractor']} ({source['resize']}), {meta['num']} images of data {data}"
+    except Exception:  # a damaged zip raises many kinds
+        return "damaged, or of another version: it will be computed anew"
+
+
 def _checksum(arrays: dict[str, np.ndarray]) -> str:
     digest = hashlib.sha256()
     for name in ("mean", "scatter", "features"):

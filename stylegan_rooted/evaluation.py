@@ -6,7 +6,7 @@ The figures of the embedded network are called FD and KD; only Inception feature
 import dataclasses
 import itertools
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -77,6 +77,9 @@ class Evaluator:
     fingerprint: str | None = None
     """Of the images measured against, whole; known after the first measurement."""
 
+    choose_num: "Callable[[Evaluator, torch.nn.Module], int] | None" = None
+    """Says how many images to generate where `measure` is not told; None takes the configured number."""
+
     _full: ImageDataset | None = field(default=None, repr=False)
     _extractors: dict[str | None, FeatureExtractor] = field(default_factory=dict, repr=False)
 
@@ -112,6 +115,8 @@ class Evaluator:
             MetricUnavailable: The detector's weights are missing, or the numbers allow no figure.
             ValueError, OSError: A file that was named is unusable.
         """
+        if num is None and self.choose_num is not None:
+            num = self.choose_num(self, G)
         self.fingerprint = self.fingerprint or self._whole().fingerprint()
         definitions = [CATALOGUE[name] for name in self.config.metrics]
         with execution.frozen(G):

@@ -19,7 +19,7 @@ import torch
 
 from dnnlib import EasyDict
 from metrics.evaluate import MetricResult
-from stylegan_rooted import __version__, evaluation, losses, presets, resume
+from stylegan_rooted import __version__, evaluation, losses, measuring, presets, resume
 from stylegan_rooted.surgery_rules import discriminator_for
 from torch_utils import distributed, images, misc, seeding
 from torch_utils.distributed import DistEnv, Place, ProcessFailed
@@ -172,8 +172,9 @@ def _train(plan: "Plan", opened: resume.Opened, say: Say, progress_bar: Callable
         say_what_is_saved(path, error, say if env.is_main else silence)
         raise
     if progress.cur_nimg < progress.total_nimg:
-        log("stopped", progress.cur_nimg, reason=hooks.stop_requested)
-        say(f"Stopped by {hooks.stop_requested} at {progress.cur_nimg / 1000:g} kimg; the same command goes on")
+        reason = hooks.stop_requested or "--patience"
+        log("stopped", progress.cur_nimg, reason=reason)
+        say(f"Stopped by {reason} at {progress.cur_nimg / 1000:g} kimg; the same command goes on")
         return Outcome(path, hooks.stop_requested)
     log(resume.FINISHED, progress.cur_nimg)
     say(f"Done: {path}")
@@ -680,7 +681,19 @@ class RunHooks:
         self._bar: Any = None
         self._nonfinite_shown = 0
         self._clamp_shown = False
+        self.plateau = False
+        self._warned: set[str] = set()
+        self._start_nimg = run.progress.cur_nimg
         self._evaluator = evaluation.for_run(run)
+        self._budget = self._beside = None
+        if self._evaluator is not None and run.env.is_main:
+            metric, schedule = run.config.metric, run.config.schedule
+            if metric.budget_share is not None:
+                interval_nimg = round(schedule.tick * 1000) * schedule.snap
+                self._budget = measuring.Budget(metric.budget_share, interval_nimg, metric.num, say)
+                self._evaluator.choose_num = self._choose_num
+            if metric.run_async:
+                self._beside = measuring.Beside(run.config, run.path, self._budget)
         self._events = open_tensorboard(run.path) if run.env.is_main else None
 
     def __enter__(self) -> "RunHooks":
@@ -689,6 +702,8 @@ class RunHooks:
         return self
 
     def __exit__(self, *exc: Any) -> None:
+        if self._beside is not None:
+            self._beside.close()
         self._bar_context.__exit__(*exc)
         if self._events is not None:
             self._events.close()
@@ -699,6 +714,7 @@ class RunHooks:
 
     def on_tick(self, run: Run, scalars: dict[str, Scalar], status: str) -> None:
         self.say(status)
+        self._collect(run)
         progress = run.progress
         if progress.num_nonfinite > self._nonfinite_shown:
             self._nonfinite_shown = progress.num_nonfinite
@@ -719,31 +735,92 @@ class RunHooks:
         evaluator = self._evaluator
         if evaluator is None:
             return
+        if run.config.metric.run_async:
+            self._measure_beside(run, path)
+            return
         start = time.time()
         rows, problem = self._measure(evaluator, run)
-        if problem:
-            ends = run.progress.finished or self.stop_requested
-            self.say(f"Metrics left out: {problem}" + ("" if ends else " (training goes on)"))
-        seconds, nimg = time.time() - start, run.progress.cur_nimg
-        for name, record in evaluation.records(
-            rows,
-            snapshot=path.name,
-            nimg=nimg,
-            seconds=seconds,
-            fingerprint=evaluator.fingerprint,
-            num_processes=run.env.world,
-        ):
-            run_dir.append_jsonl(run.path / f"metric-{name}.jsonl", record)
-        for row in rows:
-            self.say(f"{row.text}  ({row.num_fake} generated against {row.num_real} real images; {row.extractor})")
-            self._add_event(run, f"Metrics/{row.label}", row.value)
+        seconds = time.time() - start
+        if self._budget is not None:
+            self._budget.spent_sec += seconds
+        nimg, fingerprint = run.progress.cur_nimg, evaluator.fingerprint
+        self._publish(run, measuring.Measurement(path.name, nimg, rows, problem, seconds, fingerprint))
 
     def should_stop(self, run: Run) -> bool:
         number = run.env.max(signal.Signals[self.stop_requested] if self.stop_requested else 0)
         self.stop_requested = signal.Signals(number).name if number else None
         if self.stop_requested:
             self.say(f"{self.stop_requested}: stopping after this step with a snapshot")
-        return self.stop_requested is not None
+        if run.config.metric.patience is not None and run.env.max(self.plateau):
+            self.plateau = True
+        return self.stop_requested is not None or self.plateau
+
+    def _measure_beside(self, run: Run, path: Path) -> None:
+        """Hand a snapshot to the process that measures; at the end of the run, wait for it."""
+        if self._beside is None:
+            return
+        if self._budget is not None and self._budget.too_early(self._seen(run), last=run.progress.finished):
+            self.say(f"Metrics left out: {measuring.TOO_EARLY} (training goes on)")
+            return
+        seconds = self._budget.share * self._budget.interval_sec(self._seen(run)) if self._budget else None
+        self._beside.submit(path, run.progress.cur_nimg, budget_sec=seconds)
+        if run.progress.finished and not self.stop_requested:
+            self.say(f"Waiting for {self._beside.num_pending} measurements")
+        self._collect(run, wait=run.progress.finished and not self.stop_requested)
+
+    def _collect(self, run: Run, *, wait: bool = False) -> None:
+        """Publish what the process that measures has finished."""
+        if self._beside is None:
+            return
+        self.measuring = wait and run.env.world == 1
+        try:
+            for done in self._beside.collect(wait=wait, beat=run.env.beat):
+                self._publish(run, done)
+        except KeyboardInterrupt:
+            if not self.stop_requested:
+                raise
+            self.say(f"Metrics left out: stopped by {self.stop_requested}")
+        finally:
+            self.measuring = False
+
+    def _publish(self, run: Run, done: measuring.Measurement) -> None:
+        """Say what came of a snapshot, record it, and see whether there is progress still."""
+        if done.problem:
+            ends = run.progress.finished or self.stop_requested
+            self.say(f"Metrics left out: {done.problem}" + ("" if ends else " (training goes on)"))
+        if not done.rows:
+            return
+        for name, record in evaluation.records(
+            done.rows,
+            snapshot=done.snapshot,
+            nimg=done.nimg,
+            seconds=done.seconds,
+            fingerprint=done.fingerprint,
+            num_processes=1 if run.config.metric.run_async else run.env.world,
+        ):
+            run_dir.append_jsonl(run.path / f"metric-{name}.jsonl", record)
+        for row in done.rows:
+            self.say(f"{row.text}  ({row.num_fake} generated against {row.num_real} real images; {row.extractor})")
+            self._add_event(run, f"Metrics/{row.label}", row.value, done.nimg)
+        for warning in dict.fromkeys(row.warning for row in done.rows if row.warning):
+            if warning not in self._warned:
+                self._warned.add(warning)
+                self.say(f"Warning: {warning}")
+        best, patience = measuring.record_best(run.path), run.config.metric.patience
+        if best is not None and patience is not None and best.since >= patience and not self.plateau:
+            self.plateau = True
+            self.say(
+                f"No better {best.metric} in {best.since} measurements since {best.snapshot} ({best.value:.4g}): "
+                f"stopping (--patience {patience})"
+            )
+
+    def _seen(self, run: Run) -> int:
+        """Training images since this process began."""
+        return run.progress.cur_nimg - self._start_nimg
+
+    def _choose_num(self, evaluator: evaluation.Evaluator, G: torch.nn.Module) -> int:
+        assert self._budget is not None
+        return self._budget.choose(evaluator, G, seen_nimg=self._seen(self.run), last=self.run.progress.finished)
 
     def _measure(self, evaluator: evaluation.Evaluator, run: Run) -> tuple[list[MetricResult], str | None]:
         """(results, None) or ([], why there are none). Nothing that a measurement does may end the training."""
@@ -771,11 +848,12 @@ class RunHooks:
         finally:
             self.measuring = False
 
-    def _add_event(self, run: Run, name: str, value: float) -> None:
+    def _add_event(self, run: Run, name: str, value: float, nimg: int | None = None) -> None:
         """One point of a TensorBoard curve: over whole kimg and seconds since the start (spec section 2)."""
         if self._events is not None:
             seconds = time.time() - run.progress.start_time
-            self._events.add_scalar(name, value, global_step=run.progress.cur_nimg // 1000, walltime=seconds)
+            step = (run.progress.cur_nimg if nimg is None else nimg) // 1000
+            self._events.add_scalar(name, value, global_step=step, walltime=seconds)
 
 
 class TookTooLong(BaseException):

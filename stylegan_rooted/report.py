@@ -125,7 +125,7 @@ def write(
         "metrics": flat(evaluations[-1]),
         "metrics_before": flat(evaluations[0]) if before is not None else None,
         "evaluations": [e.as_dict() for e in evaluations],
-        "meaning": MEANING[metric_config.detector] if any(e.results for e in evaluations) else None,
+        "meaning": MEANING.get(metric_config.detector) if any(e.results for e in evaluations) else None,
         "warnings": [f"{Path(final.path).name}: {note}." for note in final.notes]
         + warnings_of(evaluations, metric_config),
         "seed": seed,
@@ -214,7 +214,7 @@ def warnings_of(evaluations: Sequence[Evaluation], config: MetricConfig) -> list
     lines = list(dict.fromkeys(f"No figures: {e.problem}" for e in evaluations if e.problem))
     rows = [row for row in evaluations[-1].results if row.name in ("fd", "fid")]
     for row in rows:
-        need = NUM_FEATURES[config.detector]
+        need = NUM_FEATURES.get(config.detector, 0)
         few = [
             f"{count} {what}" for count, what in ((row.num_fake, "generated"), (row.num_real, "real")) if count <= need
         ]

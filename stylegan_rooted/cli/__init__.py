@@ -19,9 +19,11 @@ COMMANDS = {
     "grid": "Write one PNG with rows and columns of images.",
     "report": "Measure FID/KID of a network against data and write report.json and report.html.",
     "convert": "Write a network file in another format.",
+    "metrics": "Measure a network: FID, KID, precision, recall, copies, path length; each with its error.",
     "inspect": "Tell what is in a pickle without executing it.",
     "surgery": "Change a network: classes, channels, resolution, layers; exact where possible.",
     "dataset": "Build a training zip from a folder or zip of images.",
+    "cache": "List or clear what is kept on disk: features of data sets, downloads.",
     "ops": "Build, show or remove the compiled operators.",
 }
 USER_ERRORS = (ValueError, OSError)

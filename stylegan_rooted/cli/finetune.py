@@ -10,6 +10,13 @@ import click
 
 from stylegan_rooted.cli import first_here
 from stylegan_rooted.cli.options import (
+    DETECTOR_FILE_HELP,
+    DETECTOR_HELP,
+    HELD_OUT_HELP,
+    METRICS_HELP,
+    REFERENCE_HELP,
+    REPEATS_HELP,
+    VGG_FILE_HELP,
     CommaList,
     Field,
     GridSize,
@@ -22,7 +29,7 @@ from stylegan_rooted.cli.options import (
     say,
     usage_errors,
 )
-from training.config import AUG_MODES, DETECTOR_MODES, DETECTORS, KEEP_BEST, PRECISIONS, FinetuneConfig
+from training.config import AUG_MODES, DETECTOR_MODES, KEEP_BEST, PRECISIONS, FinetuneConfig
 
 PL_AUTO = "auto: 2, 0 with --cfg cifar"
 MIXING_AUTO = "auto: 0.9, 0 with --cfg cifar"
@@ -180,8 +187,8 @@ FIELDS = [
         int,
         "Optimisation",
     ),
-    Field("--metrics", "metric.metrics", "Comma list of fid, kid; or none.", CommaList(), "Metrics"),
-    Field("--detector", "metric.detector", "Feature network.", click.Choice(list(DETECTORS)), "Metrics"),
+    Field("--metrics", "metric.metrics", METRICS_HELP, CommaList(), "Metrics"),
+    Field("--detector", "metric.detector", DETECTOR_HELP, str, "Metrics"),
     Field(
         "--detector-mode",
         "metric.detector_mode",
@@ -189,15 +196,36 @@ FIELDS = [
         click.Choice(list(DETECTOR_MODES)),
         "Metrics",
     ),
+    Field("--detector-file", "metric.detector_file", DETECTOR_FILE_HELP, str, "Metrics", "unset"),
+    Field("--vgg-file", "metric.vgg_file", VGG_FILE_HELP, str, "Metrics", "unset"),
+    Field("--metric-num", "metric.num", "Generated images per measurement.", int, "Metrics"),
+    Field("--metric-repeats", "metric.repeats", REPEATS_HELP, int, "Metrics"),
+    Field("--reference", "metric.reference", REFERENCE_HELP, str, "Metrics", "unset"),
+    Field("--held-out", "metric.held_out", HELD_OUT_HELP, str, "Metrics", "what --subset leaves out"),
     Field(
-        "--detector-file",
-        "metric.detector_file",
-        "Weights of the detector, instead of its own place.",
+        "--metrics-async",
+        "metric.run_async",
+        "Measure beside training, in a process of its own (one thread on a CPU).",
+        bool,
+        "Metrics",
+    ),
+    Field("--metrics-device", "metric.device", "Device of --metrics-async.", str, "Metrics", "the run's"),
+    Field(
+        "--metrics-budget",
+        "metric.budget",
+        "Measure within this share of the training time, e.g. 5%: chooses the number of images, at most --metric-num.",
         str,
         "Metrics",
         "unset",
     ),
-    Field("--metric-num", "metric.num", "Generated images per measurement.", int, "Metrics"),
+    Field(
+        "--patience",
+        "metric.patience",
+        "Stop after so many measurements without a better FID (KID where images are few).",
+        int,
+        "Metrics",
+        "off",
+    ),
     Field(
         "--metric-minutes", "metric.max_minutes", "A measurement that takes longer is left out.", float, "Metrics"
     ),

@@ -213,3 +213,15 @@ def clock_text(seconds: float) -> str:
     """h:mm:ss or mm:ss."""
     hours, rest = divmod(max(int(seconds), 0), 3600)
     return f"{hours}:{rest // 60:02d}:{rest % 60:02d}" if hours else f"{rest // 60:02d}:{rest % 60:02d}"
+
+
+METRICS_HELP = (
+    "Comma list of fid, kid, fid_inf, pr (precision, recall), dc (density, coverage), is, ppl, memorisation; or of the "
+    "ADA family's names: fid50k_full, kid50k_full, pr50k3_full, is50k, ppl2_wend, ...; or none."
+)
+DETECTOR_HELP = "Feature network: embedded (gives FD and KD), inception, vgg16, torchscript or timm:MODEL."
+DETECTOR_FILE_HELP = "Weights of the detector, instead of its own place: a file, or URL#sha256=DIGEST."
+VGG_FILE_HELP = "Weights of the vgg16 detector for the family's pr and ppl: a file, or URL#sha256=DIGEST."
+REPEATS_HELP = "Measure with so many generator seeds; the error is then what they show."
+REFERENCE_HELP = "Measure against this npz of clean-fid's or NVIDIA's kind (mu, sigma; feats) instead of the data."
+HELD_OUT_HELP = "For memorisation: images of the same kind that were not trained on."

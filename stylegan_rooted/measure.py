@@ -1,0 +1,91 @@
+"""Measure one network against one data set, outside a run: the body of the command `metrics`."""
+
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from dnnlib.util import is_url
+from metrics.evaluate import headline
+from metrics.features import MetricUnavailable
+from stylegan_rooted import evaluation, generate
+from training import run_dir
+from training.config import MetricConfig
+from training.dataset import ImageDataset, check_fits
+
+Say = Callable[[str], None]
+
+
+def run(
+    network: str,
+    data: str,
+    config: MetricConfig,
+    *,
+    subset: int | None = None,
+    mirror: bool = False,
+    seed: int = 0,
+    device: str = "auto",
+    say: Say,
+) -> list[dict[str, Any]]:
+    """Measure, say each figure, append them to the run folder that the pickle lies in.
+
+    Args:
+        network: Pickle, path or URL.
+        data: Folder or zip.
+        config: Which figures, how.
+        subset: How many of the images were trained on, drawn with `seed`.
+        mirror: Whether their mirrors were, too.
+        seed: Of the generated images.
+        device: Where to compute.
+        say: Receives lines for people.
+
+    Returns:
+        The lines of the metric-*.jsonl files.
+
+    Raises:
+        ValueError, OSError: Something the user can mend, a missing detector among them.
+    """
+    if config.metrics == ("none",):
+        raise ValueError("--metrics none measures nothing; name some, e.g. --metrics fid,kid")
+    loaded = generate.open_network(network, device)
+    G: Any = loaded.G
+    dataset = ImageDataset(data, use_labels=G.c_dim > 0, max_size=subset, xflip=mirror, random_seed=seed)
+    check_fits(
+        resolution=dataset.resolution,
+        num_channels=dataset.num_channels,
+        label_dim=dataset.label_dim,
+        want_resolution=G.img_resolution,
+        want_channels=G.img_channels,
+        want_label_dim=G.c_dim,
+        data=data,
+        network=network,
+    )
+    evaluator = evaluation.Evaluator(dataset, config, loaded.device, seed)
+    start = time.time()
+    try:
+        rows = evaluator.measure(G)
+    except MetricUnavailable as error:
+        raise ValueError(str(error)) from error
+    for row in rows:
+        say(f"{row.text}  ({row.num_fake} generated, {row.num_real} real; {row.extractor})")
+    for warning in dict.fromkeys(row.warning for row in rows if row.warning):
+        say(f"Warning: {warning}")
+    leading = headline(rows)
+    if leading is not None and len(rows) > 1:
+        say(f"Go by: {leading.text}")
+    folder = Path(network).parent
+    in_run = not is_url(network) and (folder / "training_options.json").is_file()
+    number = re.search(r"network-snapshot-(\d+)\.pkl$", network)
+    lines = []
+    for name, record in evaluation.records(
+        rows,
+        snapshot=Path(network).name if in_run else None,
+        nimg=int(number[1]) * 1000 if number else None,
+        seconds=time.time() - start,
+        fingerprint=evaluator.fingerprint,
+    ):
+        lines.append(run_dir.plain(record))
+        if in_run:
+            run_dir.append_jsonl(folder / f"metric-{name}.jsonl", record)
+    return lines

@@ -1,0 +1,98 @@
+"""The commands `metrics` and `cache`: what they print, write, refuse."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_finetune import pictures, quiet, run_cli, tiny  # noqa: F401
+
+from stylegan_rooted import cache, finetune
+from training import run_dir
+
+
+@pytest.fixture(scope="module")
+def snapshot(tmp_path_factory, pictures) -> Path:  # noqa: F811
+    path = finetune.run(tiny(pictures, tmp_path_factory.mktemp("runs")), say=quiet)
+    return path / "network-snapshot-000000.pkl"
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch) -> Path:
+    monkeypatch.setenv("STYLEGAN_ROOTED_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def test_metrics_prints_records_and_errors(pictures, snapshot, capsys):  # noqa: F811
+    wanted = "kid,pr,dc,memorisation,ppl,fid_inf,fid"
+    arguments = ["--network", snapshot, "--data", pictures, "--metrics", wanted, "--num", "24", "--subset", "8"]
+    assert run_cli("metrics", *arguments, "--repeats", "2", "--seed", "3", "--device", "cpu", "--json") == 0
+    out, err = capsys.readouterr()
+    records = {record["metric"]: record for record in json.loads(out)}
+    names = {"kd", "precision", "recall", "density", "coverage", "memorisation", "fpl", "fd_inf", "fd"}
+    assert set(records) == names
+    copies = records["memorisation"]["provenance"]["details"]
+    assert (copies["num_train"], copies["num_held_out"], copies["seeds"]) == (8, 4, [3, 4])
+    assert records["fd"]["provenance"]["num_real"] == 12 and records["fd"]["errors"]["fd"] > 0
+    assert "KD " in err and " ± " in err and "Warning: 24 generated" in err and "Go by: KD" in err
+    for name in names:
+        (line,) = run_dir.read_jsonl(snapshot.parent / f"metric-{name}.jsonl")
+        assert line["snapshot_pkl"] == snapshot.name and line["kimg"] == 0
+        (snapshot.parent / f"metric-{name}.jsonl").unlink()
+
+
+def test_metrics_against_a_reference(pictures, snapshot, tmp_path, capsys):  # noqa: F811
+    np.savez(tmp_path / "reference.npz", mu=np.zeros(96), sigma=np.eye(96))
+    arguments = ["metrics", "--network", snapshot, "--data", pictures, "--num", "12", "--json"]
+    assert run_cli(*arguments, "--metrics", "fid", "--reference", tmp_path / "reference.npz") == 0
+    (record,) = json.loads(capsys.readouterr().out)
+    assert record["provenance"]["num_real"] == 0
+    assert run_cli(*arguments, "--metrics", "kid", "--reference", tmp_path / "reference.npz") == 1
+    assert "FID can be measured against it" in capsys.readouterr().err
+    (snapshot.parent / "metric-fd.jsonl").unlink()
+
+
+@pytest.mark.parametrize(
+    "arguments, code, message",
+    [
+        (["--metrics", "none"], 1, "--metrics none measures nothing"),
+        (["--metrics", "beauty"], 2, "--metrics beauty is unknown"),
+        (["--metrics", "fid50k_full"], 1, "inception-2015-12-05.pt"),
+        (["--metrics", "ppl2_wend"], 1, "--vgg-file"),
+        (["--metrics", "pr50k3_full", "--vgg-file", "absent.pt"], 1, "absent.pt is no file"),
+        (["--detector", "torchscript"], 1, "--detector-file"),
+        (["--detector", "resnet"], 2, "--detector resnet is unknown"),
+        (["--detector", "torchscript", "--detector-file", "https://example.invalid/x"], 1, "#sha256=DIGEST"),
+        (["--reference", "absent.npz"], 1, "absent.npz"),
+        (["--repeats", "0"], 2, "--metric-repeats 0"),
+    ],
+)
+def test_refusals_are_one_line(pictures, snapshot, capsys, monkeypatch, tmp_path, arguments, code, message):  # noqa: F811
+    monkeypatch.setattr("metrics.features.inception_home", lambda: tmp_path)
+    assert run_cli("metrics", "--network", snapshot, "--data", pictures, "--num", "8", *arguments) == code
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert lines[-1].startswith("Error: ") and message in lines[-1]
+    assert not list(snapshot.parent.glob("metric-*"))
+
+
+def test_cache_is_listed_and_cleared(pictures, snapshot, own_cache, capsys):  # noqa: F811
+    assert run_cli("cache", "list") == 0
+    assert "0 files" in capsys.readouterr().err
+    assert run_cli("metrics", "--network", snapshot, "--data", pictures, "--num", "8", "--metrics", "kid") == 0
+    (snapshot.parent / "metric-kd.jsonl").unlink()
+    (own_cache / "feature-stats" / "torn.npz").write_bytes(b"torn")
+    (own_cache / "downloads").mkdir()
+    (own_cache / "downloads" / "x.pkl").write_bytes(b"kept")
+    capsys.readouterr()
+    assert run_cli("cache", "list", "--json") == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert sorted(row["part"] for row in rows) == ["downloads", "feature-stats", "feature-stats"]
+    texts = [row["what"] for row in rows if row["part"] == "feature-stats"]
+    assert any(text.startswith("embedded (antialiased bilinear to 32), 12 images of data ") for text in texts)
+    assert any(text.startswith("damaged") for text in texts)
+    assert run_cli("cache", "list") == 0
+    assert "12 images" in capsys.readouterr().out
+    assert run_cli("cache", "clear") == 0
+    assert [entry.part for entry in cache.entries()] == ["downloads"]
+    assert run_cli("cache", "clear", "--all") == 0
+    assert cache.entries() == []

@@ -1,0 +1,190 @@
+"""Measurements of a run: the best snapshot, patience, the time budget, the process beside training."""
+
+import dataclasses
+import json
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from test_finetune import pictures, quiet, tiny  # noqa: F401
+
+from metrics.evaluate import MetricResult
+from metrics.features import MetricUnavailable
+from stylegan_rooted import evaluation, finetune, measuring
+from training import run_dir
+from training.config import MetricConfig, ScheduleConfig
+
+
+def row(name: str, value: float, warning: str | None = None, **changes) -> MetricResult:
+    base = MetricResult(name, value, None, 100, 100, "embedded", "d", "r", None, None, None, 0, 1.0, 0.1, warning, name)
+    return dataclasses.replace(base, **changes)
+
+
+def write(path: Path, rows: list[MetricResult], nimg: int) -> None:
+    records = evaluation.records(
+        rows, snapshot=f"network-snapshot-{nimg // 1000:06d}.pkl", nimg=nimg, seconds=1.0, fingerprint="f"
+    )
+    for name, record in records:
+        run_dir.append_jsonl(path / f"metric-{name}.jsonl", record)
+
+
+# --- the best snapshot
+
+
+def test_best_snapshot_and_measurements_since(tmp_path):
+    assert measuring.record_best(tmp_path) is None and not list(tmp_path.iterdir())
+    for nimg, fd, kd in ((0, 9.0, 0.5), (4000, 3.0, 0.9), (8000, 4.0, 0.1), (12000, 3.5, 0.2)):
+        write(tmp_path, [row("fd", fd), row("kd", kd)], nimg)
+    best = measuring.record_best(tmp_path)
+    assert best == measuring.Best("fd", 3.0, 0.1, "network-snapshot-000004.pkl", 4.0, 4, 2)
+    assert json.loads((tmp_path / measuring.BEST_FILE).read_text()) == dataclasses.asdict(best)
+
+
+def test_kernel_distance_leads_where_images_are_few(tmp_path):
+    for nimg, fd, kd in ((0, 9.0, 0.5), (4000, 3.0, 0.9)):
+        write(tmp_path, [row("fd", fd, "too few"), row("kd", kd)], nimg)
+    best = measuring.best_of(tmp_path)
+    assert best is not None and (best.metric, best.snapshot, best.since) == ("kd", "network-snapshot-000000.pkl", 1)
+    write(tmp_path, [row("fid", 1.0)], 8000)
+    with open(tmp_path / "metric-fid.jsonl", "a") as f:
+        f.write('{"results": {"fid": "x"}}\n[1]\n{"results": {"fid": null}, "kimg": 1}\n')
+    assert measuring.best_of(tmp_path).metric == "fid"
+
+
+def test_records_keep_the_familys_figures_together():
+    pr = [row("pr50k3_full_precision", 0.7, metric="pr50k3_full"), row("pr50k3_full_recall", 0.4, metric="pr50k3_full")]
+    score = row("is50k_mean", 9.0, metric="is50k", spread=0.2)
+    records = dict(
+        evaluation.records([*pr, score, row("fd", 1.0)], snapshot="s", nimg=4000, seconds=61, fingerprint="f")
+    )
+    assert set(records) == {"pr50k3_full", "is50k", "fd"}
+    assert records["pr50k3_full"]["results"] == {"pr50k3_full_precision": 0.7, "pr50k3_full_recall": 0.4}
+    assert records["is50k"]["results"] == {"is50k_mean": 9.0, "is50k_std": 0.2}
+    assert {"metric", "total_time", "total_time_str", "num_gpus", "snapshot_pkl", "timestamp"} <= set(records["fd"])
+    assert records["fd"]["errors"] == {"fd": 0.1} and records["fd"]["total_time_str"] == "1m 01s"
+
+
+# --- the budget
+
+
+def budget(said: list[str], **changes) -> measuring.Budget:
+    return measuring.Budget(**{"share": 0.05, "interval_nimg": 4000, "most": 1000, "say": said.append, **changes})
+
+
+def test_budget_chooses_the_number_and_says_so():
+    said: list[str] = []
+    assert budget(said).num_for(20, 0.05, 400) == 400
+    assert said == [
+        "Metrics: 400 generated images keep within 0.05 of the training time (0.05 s each, 400 s of training between "
+        "snapshots)"
+    ]
+    assert budget(said).num_for(1000, 0.05, 400) == 1000  # --metric-num is the most
+    assert budget(said).num_for(1, 0.05, 20) == measuring.MIN_NUM and "even 100 images exceed" in said[-1]
+
+
+def test_budget_waits_for_a_snapshot_interval_then_keeps_its_number(monkeypatch):
+    said: list[str] = []
+    b = budget(said, start=time.monotonic() - 400)
+    with pytest.raises(MetricUnavailable, match="from the next snapshot on"):
+        b.choose(None, None, seen_nimg=4, last=False)
+    monkeypatch.setattr(measuring, "probe", lambda evaluator, G: 0.05)
+    assert b.choose(None, None, seen_nimg=4000, last=False) == pytest.approx(400, abs=2)
+    chosen, b.spent_sec = b.num, 10.0
+    assert b.choose(None, None, seen_nimg=8000, last=False) == chosen and len(said) == 1
+    b.spent_sec = 30.0
+    with pytest.raises(MetricUnavailable, match="is used up"):
+        b.choose(None, None, seen_nimg=8000, last=False)
+    assert b.choose(None, None, seen_nimg=8000, last=True) == chosen
+
+
+def test_budget_cannot_choose_what_a_name_fixes():
+    evaluator = SimpleNamespace(config=MetricConfig(metrics=("fid50k_full",)))
+    with pytest.raises(MetricUnavailable, match="the family's names fix"):
+        measuring.probe(evaluator, torch.nn.Identity())
+
+
+@pytest.mark.parametrize("text, share", [("5%", 0.05), ("0.05", 0.05), (" 100 % ", None), ("0", None), ("x", None)])
+def test_budget_option(text, share):
+    if share is None and text.strip() != "100 %":
+        with pytest.raises(ValueError, match="--metrics-budget"):
+            MetricConfig(budget=text)
+    else:
+        assert MetricConfig(budget=text).budget_share == pytest.approx(share or 1.0)
+
+
+# --- in a run
+
+
+def test_patience_stops_a_run_without_progress(pictures, tmp_path, monkeypatch):  # noqa: F811
+    values = iter([3.0, 1.0, 2.0, 1.5, 0.5])
+    monkeypatch.setattr(evaluation.Evaluator, "measure", lambda self, G: [row("fd", next(values))])
+    said: list[str] = []
+    config = tiny(
+        pictures,
+        tmp_path,
+        metric=MetricConfig(metrics=("fid",), num=4, patience=2),
+        schedule=ScheduleConfig(kimg=0.1, tick=0.004, snap=1),
+    )
+    path = finetune.run(config, say=said.append)
+    assert len(run_dir.read_jsonl(path / "metric-fd.jsonl")) == 4
+    assert any("No better fd in 2 measurements since network-snapshot-000000.pkl (1)" in line for line in said)
+    assert any(line.startswith("Stopped by --patience at ") for line in said)
+    best = json.loads((path / measuring.BEST_FILE).read_text())
+    assert (best["value"], best["since"], best["num_measured"]) == (1.0, 2, 4)
+
+
+def test_budget_in_a_run(pictures, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(measuring, "probe", lambda evaluator, G: 1e-5)
+    said: list[str] = []
+    metric = MetricConfig(metrics=("fid",), num=120, budget="50%")
+    path = finetune.run(tiny(pictures, tmp_path, metric=metric), say=said.append)
+    assert any(line.startswith(f"Metrics left out: {measuring.TOO_EARLY}") for line in said)
+    measured = run_dir.read_jsonl(path / "metric-fd.jsonl")
+    assert measured and {line["provenance"]["num_fake"] for line in measured} == {120}
+
+
+def test_measuring_beside_gives_the_same_figures(pictures, tmp_path):  # noqa: F811
+    metric = MetricConfig(metrics=("fid", "kid"), num=8)
+    inside = finetune.run(tiny(pictures, tmp_path / "a", metric=metric), say=quiet)
+    said: list[str] = []
+    config = tiny(pictures, tmp_path / "b", metric=dataclasses.replace(metric, run_async=True))
+    beside = finetune.run(config, say=said.append)
+    for name in ("fd", "kd"):
+        a, b = (
+            [
+                (r["kimg"], pytest.approx(r["results"][name], rel=1e-4))
+                for r in run_dir.read_jsonl(p / f"metric-{name}.jsonl")
+            ]
+            for p in (inside, beside)
+        )
+        assert a == b and len(a) == 3
+    assert not list(beside.glob(".measuring*")) and any(line.startswith("Waiting for ") for line in said)
+    assert (beside / measuring.BEST_FILE).exists()
+
+
+def test_a_broken_detector_beside_is_said_and_the_run_finishes(pictures, tmp_path):  # noqa: F811
+    said: list[str] = []
+    metric = MetricConfig(detector="torchscript", detector_file=str(tmp_path / "absent.pt"), run_async=True)
+    schedule = ScheduleConfig(kimg=0.004, tick=0.004, snap=1)
+    path = finetune.run(tiny(pictures, tmp_path, metric=metric, schedule=schedule), say=said.append)
+    assert any(line.startswith("Metrics left out: ") and "absent.pt is no file" in line for line in said)
+    assert (path / "network-snapshot-000000.pkl").exists() and not list(path.glob("metric-*"))
+
+
+def test_a_process_that_dies_or_hangs_is_one_line(pictures, tmp_path, monkeypatch):  # noqa: F811
+    config = tiny(pictures, tmp_path, metric=MetricConfig(max_minutes=0.3 / 60, run_async=True))
+    for command, message in (
+        ("import sys; print('no\\nmemory'); sys.exit(3)", "ended with code 3: memory"),
+        ("import time; time.sleep(60)", "took longer than --metric-minutes"),
+    ):
+        monkeypatch.setattr(measuring, "sys", SimpleNamespace(executable="python3"))
+        monkeypatch.setattr(measuring, "MODULE", ["-c", command])
+        beside = measuring.Beside(config, tmp_path, None)
+        (tmp_path / "network-snapshot-000001.pkl").write_bytes(b"x")
+        beside.submit(tmp_path / "network-snapshot-000001.pkl", 1000)
+        (done,) = beside.collect(wait=True)
+        beside.close()
+        assert done.rows == [] and message in done.problem and "network-snapshot-000001.pkl" in done.problem
+        assert beside.num_pending == 0 and not list(tmp_path.glob(".measuring*"))
