@@ -126,6 +126,7 @@ def test_a_run_leaves_exactly_these_files_and_can_be_resumed(pictures, tmp_path,
     (path,) = outdir.iterdir()
     names = {p.name for p in path.iterdir() if not p.name.startswith("events.")}
     assert names == {
+        "best-snapshot.json",
         "environment.json",
         "fakes000000.png",
         "fakes_init.png",
