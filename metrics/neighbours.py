@@ -234,17 +234,49 @@ class _Pair:
 
     def radii(self, rows: torch.Tensor, ks: list[int]) -> dict[int, torch.Tensor]:
         """Squared distance, float64 [N], of every row to its k-th nearest other row, for every k."""
-        candidates = self._candidates(rows, rows, max(ks) + 1)
-        squares, _ = self._ranked(rows, rows, *candidates)
-        return {k: squares[:, k] for k in ks}  # column 0 is the row itself, or a copy of it
+        # The nearest of all, number 0, is the row itself or a copy of it.
+        return {k: squares for k, (squares, _) in self._nearest(rows, rows, ks).items()}
 
     def nearest(self) -> tuple[np.ndarray, np.ndarray]:
         """For every row of b the index of its nearest row of a and the distance."""
-        squares, index = self._ranked(self.b, self.a, *self._candidates(self.b, self.a, 1))
-        return index[:, 0].numpy(), squares[:, 0].sqrt().numpy()
+        squares, index = self._nearest(self.b, self.a, [0])[0]
+        return index.numpy(), squares.sqrt().numpy()
 
-    def _candidates(self, left: torch.Tensor, right: torch.Tensor, wanted: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Indices [N, wanted + extra] of the rows of `right` nearest to each of `left`; which rows need all of them."""
+    def _nearest(
+        self, left: torch.Tensor, right: torch.Tensor, ks: list[int]
+    ) -> dict[int, tuple[torch.Tensor, torch.Tensor]]:
+        """For every k the exact squared distance, float64 [N], of each row of `left` to the row of `right` with k
+        nearer ones, and that row's index.
+
+        Where float32 leaves no doubt which row that is, only its distance is computed in float64; else those of all
+        candidates, or of all rows.
+        """
+        wanted = max(ks) + 1
+        best, index, widest = self._candidates(left, right, wanted)
+        unsure = torch.zeros(len(left), dtype=torch.bool)
+        if best.shape[1] < len(right):
+            unsure = best[:, -1] <= best[:, wanted - 1] + 2 * widest
+        found = {}
+        for k in ks:
+            doubtful = unsure.clone()
+            if k > 0:
+                doubtful |= best[:, k] - best[:, k - 1] <= 2 * widest
+            if k + 1 < best.shape[1]:
+                doubtful |= best[:, k + 1] - best[:, k] <= 2 * widest
+            chosen = index[:, k].clone()
+            squares = self.exact(left, torch.arange(len(left)), right, chosen)
+            for row in doubtful.nonzero().flatten():
+                others = torch.arange(len(right)) if unsure[row] else index[row]
+                exact, order = self.exact(left, row.expand(len(others)), right, others).sort(stable=True)
+                squares[row], chosen[row] = exact[k], others[order[k]]
+            found[k] = squares, chosen
+        return found
+
+    def _candidates(
+        self, left: torch.Tensor, right: torch.Tensor, wanted: int
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Of the rows of `right` nearest to each of `left`, a few more than `wanted`, in float32's order: squared
+        distances and indices, [N, few], and a bound of the error of all distances of that row, [N]."""
         keep = min(wanted + _EXTRA, len(right))
         best = torch.full((len(left), keep), torch.inf)
         index = torch.zeros((len(left), keep), dtype=torch.int64)
@@ -256,22 +288,4 @@ class _Pair:
             best[rows], order = values.topk(keep, dim=1, largest=False)
             index[rows] = merged.gather(1, order)
             widest[rows] = torch.maximum(widest[rows], slack.amax(1).cpu())
-        unsure = torch.zeros(len(left), dtype=torch.bool)
-        if keep < len(right):
-            unsure = best[:, -1] <= best[:, wanted - 1] + 2 * widest
-        return index, unsure
-
-    def _ranked(
-        self, left: torch.Tensor, right: torch.Tensor, index: torch.Tensor, unsure: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The candidates in the order of their exact squared distances; where float32 could not tell, all rows anew."""
-        num, keep = index.shape
-        here = torch.arange(num)[:, None].expand(num, keep)
-        squares = self.exact(left, here.flatten(), right, index.flatten()).view(num, keep)
-        squares, order = squares.sort(dim=1, stable=True)
-        index = index.gather(1, order)
-        everything = torch.arange(len(right))
-        for row in unsure.nonzero().flatten():
-            all_squares = self.exact(left, row.expand(len(right)), right, everything)
-            squares[row], index[row] = all_squares.topk(keep, largest=False)
-        return squares, index
+        return best, index, widest
