@@ -104,8 +104,8 @@ class FrechetReference:
 
         The infinitesimal jackknife: the derivative of the distance in the direction of each row,
         2 (μ - μ₁)·x + xᵀ (1 - T) x with x centred and T = Σ₁^½ (Σ₁^½ Σ Σ₁^½)^-½ Σ₁^½, has the variance N · error².
-        Within a third where the two distributions differ; up to 1.7 times too large, never seen too small by more than 2 %,
-        where they are equal (`scripts/parity_metrics.py`); a bootstrap errs 2 to 5 times there.
+        Right to a few percent where the distributions differ and rows outnumber features; up to 1.7 times too large
+        elsewhere (`scripts/parity_metrics.py`), where a bootstrap of 20 draws was 2 to 5.5 times too large.
 
         Source: Jaeckel 1972; the derivative is that of the Bures distance (Bhatia et al. 2019).
         """
