@@ -106,3 +106,56 @@ def test_command_line(folder: Path, capsys: pytest.CaptureFixture) -> None:
     assert code == 1 and out == "" and err.startswith("Error: ") and err.count("\n") == 1
     code, out, err = cli()
     assert code == 2 and out == ""
+
+
+def test_other_formats(data_dir: Path, tmp_path: Path) -> None:
+    import foreign_files
+
+    from training import weights_file
+
+    for name, kind, container in (
+        ("legacy_tf.pkl", "legacy-tf", "pickle"),
+        ("ros-gonly-legacyzip.pt", "rosinality", "torch-legacy"),
+    ):
+        path = tmp_path / "anything"
+        path.write_bytes(gzip.decompress((data_dir / "other" / f"{name}.gz").read_bytes()))
+        report = inspect_file(path)
+        assert (report.kind, report.container) == (kind, container) and report.safe and report.loads
+        assert report.refused_globals == [] and report.networks["G_ema"]["num_parameters"] > 1000
+        assert report.family in ("stylegan2-tensorflow", "rosinality")
+        assert json.loads(report.as_json())["networks"]["G_ema"]["settings"]["z_dim"] == 16
+    nets = foreign_files.make_pair(8)
+    about = {"training": {"kimg": 3}, "licences": {"weights": "MIT"}}
+    weights_file.save(tmp_path / "model.safetensors", **nets, about=about)
+    report = inspect_file(tmp_path)
+    assert (report.kind, report.family, report.container) == ("safetensors", "stylegan-rooted", "safetensors")
+    assert report.training_options == {"kimg": 3} and report.config["licences"] == {"weights": "MIT"}
+    assert list(report.networks) == ["G", "D", "G_ema"] and "the format holds no code" in format_report(report)
+    (tmp_path / "model.safetensors").write_bytes((tmp_path / "model.safetensors").read_bytes()[:-4])
+    report = inspect_file(tmp_path)
+    assert not report.safe and not report.loads and "damaged" in report.reasons[0]
+
+
+def test_options_and_notes_of_a_training_file(tmp_path: Path) -> None:
+    import argparse
+
+    import foreign_files
+
+    from training import rosinality
+
+    nets = foreign_files.make_pair(8)
+    content = {"g_ema": rosinality.generator_to_theirs(nets["G_ema"]), "args": argparse.Namespace(lr=0.002, path="x")}
+    torch.save(content, tmp_path / "x.pt")
+    report = inspect_file(tmp_path / "x.pt")
+    assert report.safe and report.training_options == {"lr": 0.002, "path": "x"}
+    assert report.notes == ["no w average in the file, estimated from 10000 latents (seed 0)"]
+    assert "\nnote      no w average" in format_report(report) and '"lr": 0.002' in format_report(report)
+
+
+@pytest.mark.parametrize("name", ["stylegan3-t.pkl", "stylegan-xl.pkl", "r3gan.pkl", "stylegan1-tf.pkl", "swagan.pt"])
+def test_foreign_formats_are_named(name: str, data_dir: Path, tmp_path: Path) -> None:
+    path = tmp_path / "anything"
+    path.write_bytes(gzip.decompress((data_dir / "other" / "refuse" / f"{name}.gz").read_bytes()))
+    report = inspect_file(path)
+    assert not report.loads and "not supported" in report.problem
+    assert report.kind.startswith(name.split(".")[0].split("-")[0])

@@ -13,10 +13,12 @@ import numpy as np
 import pytest
 import torch
 from foreign_files import latents, make_pair, state
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from torch_utils import pickle_reader
 from torch_utils.pickle_reader import PickleError
-from training import network_file, network_pickle, state_dict, weights_file
+from training import network_file, network_pickle, rosinality, state_dict, weights_file
 from training.augment import AugmentPipe
 
 BOUND = 5e-6  # relative, images and logits against recorded numbers
@@ -498,3 +500,41 @@ def test_loading_leaves_the_random_streams_alone(tmp_path: Path) -> None:
     before = torch.get_rng_state()
     parse(torch_file(flat), tmp_path)
     assert torch.equal(before, torch.get_rng_state())
+
+
+# Damage
+
+
+@pytest.fixture(scope="module")
+def small_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """One small file of every format beside the snapshot's, whose damage tests/test_pickle_contract.py sees to."""
+    width = {"channel_base": 32, "channel_max": 4}
+    nets = make_pair(8, synthesis=width, discriminator=width, z_dim=4, w_dim=4)
+    path = tmp_path_factory.mktemp("small") / "x"
+    rosinality.save(path, **nets)
+    files = {"rosinality": path.read_bytes()}
+    files["rosinality, old container"] = torch_file(torch.load(path, weights_only=True), zipped=False)
+    weights_file.save(path, **nets)
+    files["safetensors"] = path.read_bytes()
+    files["TensorFlow"] = foreign_files.tensorflow_pickle(nets)
+    files["TensorFlow, protocol 5"] = foreign_files.tensorflow_pickle(nets, protocol=5)
+    files["state dict"] = torch_file({key: full_state(net) for key, net in nets.items()})
+    return files
+
+
+@settings(max_examples=120, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+@given(
+    which=st.integers(0, 5),
+    changes=st.lists(st.tuples(st.floats(0, 1), st.binary(min_size=1, max_size=4), st.integers(0, 40)), max_size=3),
+)
+def test_damaged_files_load_or_are_refused_in_one_line(small_files: dict, which: int, changes: list) -> None:
+    data = list(small_files.values())[which]
+    for place, piece, cut in changes:
+        at = int(place * (len(data) - 1))
+        data = data[:at] + piece + data[at + cut :]
+    try:
+        found = network_file.parse(data)
+        assert type(found["G_ema"]).__name__ == "Generator"
+    except PickleError as error:
+        assert str(error).isprintable() and len(str(error)) < 700
+    assert changes or found["kind"]
