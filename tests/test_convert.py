@@ -81,6 +81,7 @@ def test_matrix(nets: dict[str, Any], tmp_path: Path) -> None:
     """Every source to every target, and back to a pickle."""
     wanted = outputs(finetune.EasyDict(nets))
     print(f"\n{'source':<14}" + "".join(f"{to:>24}" for to in TARGETS))  # noqa: T201
+    assert difference({"x": wanted["image"]}, {"x": wanted["image of G"]}) > 0.1, "a mix-up would show"
     for kind in SOURCES:
         source, line = write_source(kind, nets, tmp_path), f"{kind:<14}"
         assert difference(wanted, outputs(network_file.load(source))) <= EXACT
