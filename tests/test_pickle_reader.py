@@ -410,3 +410,23 @@ def test_any_bytes_are_surveyed(parts: list[bytes]) -> None:
         accepted = False
         assert str(error).isprintable()
     assert accepted == (not document.refusals and document.damage is None)
+
+
+def test_zip_entries_at_impossible_places(torch_zip: bytes) -> None:
+    """A directory whose zip64 fields put an entry far outside any file; zipfile itself fails with an OverflowError."""
+    data = bytearray(torch_zip)
+    place = data.find(b"PK\x01\x02")  # the first entry of the directory: data.pkl
+    struct.pack_into("<I", data, place + 42, 0xFFFFFFFF)
+    name, extra = struct.unpack_from("<HH", data, place + 28)
+    assert b"data.pkl" in data[place + 46 : place + 46 + name]
+    field = struct.pack("<HHQ", 1, 8, (1 << 64) - 1)
+    data[place + 46 + name : place + 46 + name + extra] = field
+    struct.pack_into("<H", data, place + 30, len(field))
+    end = data.rfind(b"PK\x05\x06")
+    size = struct.unpack_from("<I", data, end + 12)[0]
+    struct.pack_into("<I", data, end + 12, size + len(field) - extra)
+    zip64 = data.rfind(b"PK\x06\x06", 0, end)
+    if zip64 >= 0:
+        struct.pack_into("<Q", data, zip64 + 40, struct.unpack_from("<Q", data, zip64 + 40)[0] + len(field) - extra)
+    document = survey(bytes(data))
+    assert document.root is None and "zip" in (document.damage or "")

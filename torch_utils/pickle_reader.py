@@ -745,7 +745,10 @@ def _survey_zip(data: bytes, document: Document) -> None:
                         raise PickleError("a file of torch.save whose numbers are not little-endian")
     except PickleError:
         raise
-    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError, ValueError, struct.error) as error:
+    except (
+        *(zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError, ValueError, struct.error),
+        *(OverflowError, LookupError),  # places in the directory that no file has
+    ) as error:
         raise PickleError(f"a damaged zip file ({type(error).__name__})") from error
     machine = _Machine(inner, 0, len(inner), document, _Budget(len(inner)), foreign=True)
     root = machine.run()
