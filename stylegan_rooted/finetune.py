@@ -55,7 +55,7 @@ from training.training_loop import (
 )
 
 Say = Callable[[str], None]
-MACHINE_OPTIONS = ("data.path", "data.workers", "runtime.outdir", "runtime.threads", "runtime.device")
+MACHINE_OPTIONS = ("data.path", "data.workers", "data.cache_gib", "runtime.outdir", "runtime.threads", "runtime.device")
 
 
 @dataclass(frozen=True)
@@ -299,6 +299,7 @@ def prepare(config: FinetuneConfig, env: DistEnv | None = None) -> Plan:
         max_size=config.data.subset,
         xflip=config.data.mirror,
         random_seed=config.runtime.seed,
+        cache_bytes=int(config.data.cache_gib * 2**30),
     )
     if config.data.subset is not None and config.data.subset > dataset.num_source_images:
         raise ValueError(

@@ -99,6 +99,17 @@ def test_cifar_leaves_regularisers_out_unless_asked() -> None:
     assert (resolved(pl_weight=2.0).pl_weight, resolved(style_mixing=0.9).style_mixing) == (2, 0.9)
 
 
+def test_fp32_is_short_for_a_precision() -> None:
+    assert RuntimeConfig().precision == "auto" and RuntimeConfig(fp32=True).precision == "fp32"
+    assert RuntimeConfig(fp32=True, precision="fp32").precision == "fp32"
+    with pytest.raises(ValueError, match="--fp32 is short for --precision fp32, not bf16; drop one"):
+        RuntimeConfig(fp32=True, precision="bf16")
+    with pytest.raises(ValueError, match="--precision fp8 is unknown; one of auto, fp32, fp16, bf16"):
+        RuntimeConfig(precision="fp8")
+    with pytest.raises(ValueError, match="--cache-gib -1 is outside"):
+        DataConfig(cache_gib=-1)
+
+
 def test_half_precision_follows_the_device_unless_asked() -> None:
     def network(device: str, fp32: bool = False, **settings) -> NetworkConfig:
         config = FinetuneConfig(network=NetworkConfig(**settings), runtime=RuntimeConfig(fp32=fp32))

@@ -429,6 +429,13 @@ def test_cache_reads_every_file_once(folder, monkeypatch):
         assert first == second and len(count) == reads
 
 
+def test_mirrored_copies_take_no_memory(folder):
+    six = 6 * 768
+    for limit, kept in ((six + 1, 6), (six, 0)):
+        data = ImageDataset(folder, xflip=True, cache_bytes=limit)
+        assert len([x for x, _ in data]) == 12 and len(data._cache) == kept
+
+
 def checksum(data: ImageDataset) -> str:
     return ImageDataset.fingerprint(data)
 

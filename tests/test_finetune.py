@@ -14,7 +14,7 @@ from helpers import assert_close
 from PIL import Image
 
 from stylegan_rooted import cli, evaluation, finetune
-from training import network_pickle, run_dir, training_loop
+from training import execution, network_pickle, run_dir, training_loop
 from training.config import (
     AugmentConfig,
     DataConfig,
@@ -478,6 +478,19 @@ def test_ada_says_once_that_its_clamp_binds(pictures, tmp_path) -> None:
         hooks.on_tick(run, {}, "tick")
     assert run.ada.p == 0.01
     assert sum("ADA wants more augmentation than --p-max 0.01" in line for line in said) == 1
+
+
+def test_bf16_trains_and_what_a_cpu_lacks_is_refused_at_once(pictures, tmp_path, monkeypatch) -> None:
+    with pytest.raises(ValueError, match="--precision fp16 is for GPUs"):
+        finetune.prepare(tiny(pictures, tmp_path, runtime__precision="fp16"))
+    monkeypatch.setattr(execution, "has_fast_bf16", lambda: True)
+    run = finetune.build_run(finetune.prepare(tiny(pictures, tmp_path, runtime__precision="bf16")), tmp_path)
+    training_loop.step(run)
+    assert run.progress.num_nonfinite == 0
+    assert {p.dtype for network in (run.G, run.D, run.G_ema) for p in network.parameters()} == {torch.float32}
+    monkeypatch.setattr(execution, "has_fast_bf16", lambda: False)
+    with pytest.raises(ValueError, match="--precision bf16: this processor"):
+        finetune.prepare(tiny(pictures, tmp_path, runtime__precision="bf16"))
 
 
 def test_snapshots_keep_the_precision_of_their_checkpoint(pictures, tmp_path) -> None:

@@ -28,6 +28,7 @@ D_ARCHITECTURES = ("orig", "skip", "resnet")
 PRECISIONS = ("auto", "fp32", "fp16", "bf16")
 MIN_RESOLUTION = 8
 MAX_KIMG = 1e9
+MAX_CACHE_GIB = 1e6
 DEVICES = r"auto|cpu|cuda(:[0-9]{1,3})?"
 MAX_THREADS = 1024  # far more end OpenMP, and the process with it
 MAX_RANK_TIMEOUT_SEC = 1e6
@@ -45,11 +46,13 @@ class DataConfig:
     mirror: bool = False
     workers: int = 0
     max_unreadable: int = 10
+    cache_gib: float = 1.0
 
     def __post_init__(self) -> None:
         _at_least("--subset", self.subset, 1)
         _at_least("--workers", self.workers, 0)
         _at_least("--max-unreadable", self.max_unreadable, 0)
+        _between("--cache-gib", self.cache_gib, 0, MAX_CACHE_GIB)
 
 
 @dataclass(frozen=True)

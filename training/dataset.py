@@ -225,7 +225,8 @@ class ImageDataset:
         max_size: Keep that many images, drawn with `random_seed`.
         xflip: Append a mirrored copy of every image; doubles the length.
         random_seed: Seed of the subset.
-        cache: Keep decoded images in memory if all of them together stay below 1 GiB.
+        cache: Keep decoded images in memory if all of them together stay below the limit; mirroring takes none.
+        cache_bytes: That limit; None is `CACHE_LIMIT_BYTES`.
     Raises:
         DatasetError: The data can't be used; one line.
     Source: spec training-and-metrics section 5.
@@ -241,6 +242,7 @@ class ImageDataset:
         xflip: bool = False,
         random_seed: int = 0,
         cache: bool = True,
+        cache_bytes: int | None = None,
     ) -> None:
         if max_size is not None and max_size < 1:
             raise DatasetError(f"max_size is {max_size}; keep at least one image")
@@ -257,6 +259,8 @@ class ImageDataset:
         self.raw_indices, self.flips = select_subset(self.num_source_images, max_size, random_seed, xflip)
         self._cache: dict[int, np.ndarray] = {}
         self._want_cache = cache
+        self._cache_bytes = CACHE_LIMIT_BYTES if cache_bytes is None else cache_bytes
+        self._num_decoded = int((~self.flips).sum())  # images without their mirrored copies
         self._fingerprint: str | None = None
 
     def __len__(self) -> int:
@@ -376,7 +380,7 @@ class ImageDataset:
         array = images.from_pil(image)
         if array.shape != self.image_shape:
             raise DatasetError(self._mismatch(name, array.shape, self._names[0], self.image_shape))
-        if self._want_cache and len(self) * array.nbytes < CACHE_LIMIT_BYTES:
+        if self._want_cache and self._num_decoded * array.nbytes < self._cache_bytes:
             self._cache[raw] = array
         return array
 

@@ -107,6 +107,13 @@ FIELDS = [
     Field("--mirror", "data.mirror", "Also show every image mirrored left to right.", bool, "Data"),
     Field("--workers", "data.workers", "Threads that read ahead; 0 reads in step.", int, "Data"),
     Field(
+        "--cache-gib",
+        "data.cache_gib",
+        "Memory for decoded images; where they don't fit, files are read every time (--workers then helps).",
+        float,
+        "Data",
+    ),
+    Field(
         "--max-unreadable",
         "data.max_unreadable",
         "Image files that may become unreadable during a run; they are named and replaced by their neighbours.",
