@@ -202,6 +202,17 @@ def test_wrong_use_is_explained() -> None:
             bad()
 
 
+@pytest.mark.parametrize("ops_family", ["ref", "torch", "auto"])
+@pytest.mark.parametrize("shape", [(0, 3, 8, 8), (0, 3, 0, 8)])
+def test_no_images(shape, ops_family, monkeypatch) -> None:
+    monkeypatch.setenv("STYLEGAN_ROOTED_OPS", ops_family)
+    for layout in (torch.contiguous_format, torch.channels_last):
+        for f in (ops.setup_filter([1, 3, 3, 1]), ops.setup_filter([1.0] * 12), None):
+            x = torch.zeros(shape).contiguous(memory_format=layout).requires_grad_()
+            y = ops.upfirdn2d(x, f, up=2, padding=12)
+            assert y.shape[:2] == (0, 3) and torch.autograd.grad(y.sum(), x)[0].shape == shape
+
+
 def test_the_switch(monkeypatch) -> None:
     for value, fast in (("torch", True), ("ref", False), (" REF ", False)):
         monkeypatch.setenv("STYLEGAN_ROOTED_OPS", value)

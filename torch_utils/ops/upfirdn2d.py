@@ -106,7 +106,7 @@ def upfirdn2d(
         )
     if f is not None and f.requires_grad:
         raise ValueError("the filter requires a gradient, but none is defined; pass f.detach()")
-    if f is None or not custom_ops.fast_paths(impl):
+    if f is None or not custom_ops.fast_paths(impl) or not x.shape[0]:  # no images make no groups for _resample
         return _reference(x, f, (upx, upy), (downx, downy), (padx0, padx1, pady0, pady1), flip_filter, gain)
     if _suits_native(x, f, upx * upy * downx * downy == 1) and custom_ops.selected(x.device.type) == "native":
         return _native()(x, f, upx, upy, downx, downy, padx0, padx1, pady0, pady1, flip_filter, gain)
