@@ -24,6 +24,7 @@ COMMANDS = {
     "surgery": "Change a network: classes, channels, resolution, layers; exact where possible.",
     "dataset": "Build a training zip from a folder or zip of images.",
     "cache": "List or clear what is kept on disk: features of data sets, downloads.",
+    "doctor": "Tell what this installation and machine can do, with remedies.",
     "ops": "Build, show or remove the compiled operators.",
 }
 USER_ERRORS = (ValueError, OSError)
