@@ -53,7 +53,7 @@ def test_without_torch_it_answers_all_the_same(tmp_path) -> None:
     """A torch that cannot be imported is a finding."""
     (tmp_path / "torch").mkdir()
     (tmp_path / "torch" / "__init__.py").write_text("raise ImportError('libcudart.so.99 is missing')")
-    code = "import sys; sys.path.insert(0, sys.argv[1])\nfrom stylegan_rooted import cli; cli.main(['doctor', '--json'])"
+    code = "import sys; sys.path[:0] = sys.argv[1:]\nfrom stylegan_rooted.cli import main; main(['doctor', '--json'])"
     root = Path(__file__).parent.parent
     result = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, cwd=root, timeout=60

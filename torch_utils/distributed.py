@@ -100,11 +100,13 @@ def start(where: Place, device: torch.device, *, timeout_sec: float) -> Iterator
         ) from e
     pulse = Pulse(dist.PrefixStore("stylegan-rooted", store), where, timeout_sec)
     env = DistEnv(device, where.rank, where.world, pulse)
-    with env.guard():
-        env.all_gather(None)  # every pulse beats before anybody looks for one
-        yield env
-        env.all_gather(None)
-    pulse.stop()
+    try:
+        with env.guard():
+            env.all_gather(None)  # every pulse beats before anybody looks for one
+            yield env
+            env.all_gather(None)
+    finally:
+        pulse.stop()
     dist.destroy_process_group()  # not after a failure: it would wait for those who failed
 
 
@@ -312,7 +314,8 @@ class Pulse:
         self._serial = 0
         self._stop = threading.Event()
         self._write()
-        threading.Thread(target=self._watch, name="pulse", daemon=True).start()
+        self._thread = threading.Thread(target=self._watch, name="pulse", daemon=True)
+        self._thread.start()
 
     def beat(self, doing: str) -> None:
         """This process moves: it now does `doing`."""
@@ -331,8 +334,9 @@ class Pulse:
         self.beat(self._before)
 
     def stop(self) -> None:
-        """No more signs of life, no more watching."""
+        """No more signs of life, no more watching. A thread inside the store would abort the interpreter's end."""
         self._stop.set()
+        self._thread.join(timeout=5 * self._interval_sec)
 
     def first_word(self) -> bool:
         """Whether no other process has said yet why the run ends; then this one is to say it."""
