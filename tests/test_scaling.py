@@ -105,8 +105,8 @@ def test_one_two_and_three_processes_train_the_same(pictures, tmp_path) -> None:
 def test_a_process_that_drifts_is_found_at_the_next_tick(pictures, tmp_path, monkeypatch) -> None:
     original = finetune.build_run
 
-    def drifting(plan, path):
-        run = original(plan, path)
+    def drifting(*args, **kwargs):
+        run = original(*args, **kwargs)
         step = run.phases[0].opt.step
 
         def step_and_drift():
