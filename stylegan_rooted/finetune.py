@@ -19,7 +19,7 @@ import torch
 
 from dnnlib import EasyDict
 from metrics.evaluate import MetricResult
-from stylegan_rooted import __version__, evaluation, losses, measuring, presets, resume
+from stylegan_rooted import __version__, estimate, evaluation, losses, measuring, presets, resume
 from stylegan_rooted.surgery_rules import discriminator_for
 from torch_utils import distributed, images, misc, seeding
 from torch_utils.distributed import DistEnv, Place, ProcessFailed
@@ -164,7 +164,7 @@ def _train(plan: "Plan", opened: resume.Opened, say: Say, progress_bar: Callable
     state_name = opened.state_path.name if opened.state_path else None
     log(opened.how, progress.cur_nimg, state=state_name, environment=run_dir.environment(plan.device))
     try:
-        with flushed_denormals(), hooks, catch_signals(hooks):
+        with estimate.advice(training_run), flushed_denormals(), hooks, catch_signals(hooks):
             train(training_run, hooks)
     except BaseException as error:
         with suppress(OSError):  # the disk may be full
@@ -179,6 +179,24 @@ def _train(plan: "Plan", opened: resume.Opened, say: Say, progress_bar: Callable
     log(resume.FINISHED, progress.cur_nimg)
     say(f"Done: {path}")
     return Outcome(path)
+
+
+def forecast(config: FinetuneConfig) -> estimate.Estimate:
+    """What a new run of this configuration would take, from its first steps in memory; nothing is written.
+
+    Raises:
+        ValueError, OSError, OutOfMemory, ProcessFailed: See `execute`.
+    """
+    where = distributed.place()
+    device = resolve_device(config.runtime.device, where)
+    with distributed.start(where, device, timeout_sec=config.runtime.rank_timeout) as env:
+        with env.together("preparing"):
+            plan = prepare(config, env)
+            configure_torch(plan.config, plan.device)
+            run = build_run(plan, Path(plan.config.runtime.outdir))
+        env.broadcast_tensors(shared_state(run))
+        with estimate.advice(run), flushed_denormals():
+            return estimate.from_steps(run)
 
 
 def rewind(run: Run, opened: resume.Opened) -> None:
@@ -696,10 +714,12 @@ class RunHooks:
             if metric.run_async:
                 self._beside = measuring.Beside(run.config, run.path, self._budget)
         self._events = open_tensorboard(run.path) if run.env.is_main else None
+        self._stopwatch: estimate.Stopwatch | None = None
 
     def __enter__(self) -> "RunHooks":
         self._bar_context = self._bar_factory(self.run.progress.total_nimg - self.run.progress.cur_nimg)
         self._bar = self._bar_context.__enter__()
+        self._stopwatch = estimate.Stopwatch(self.run)
         return self
 
     def __exit__(self, *exc: Any) -> None:
@@ -712,6 +732,11 @@ class RunHooks:
     def on_step(self, run: Run) -> None:
         if self._bar is not None:
             self._bar.update(run.config.optim.batch)
+        if self._stopwatch is not None:
+            self._stopwatch.after_step()
+            if self._stopwatch.done:
+                self.say(str(self._stopwatch.estimate()))
+                self._stopwatch = None
 
     def on_tick(self, run: Run, scalars: dict[str, Scalar], status: str) -> None:
         self.say(status)

@@ -126,6 +126,8 @@ class Run:
     training_set_kwargs: dict[str, Any]
     unreadable: UnreadableImages
     adapters: LowRankAdapters | None = None
+    phase_sec: dict[str, float] = field(default_factory=dict)
+    """Seconds that each phase took when it ran last."""
     env: DistEnv = field(default_factory=DistEnv)
 
 
@@ -281,7 +283,8 @@ def step_phase(run: Run, phase: Phase, real_img: torch.Tensor, real_c: torch.Ten
         progress.num_nonfinite += 1
     else:
         phase.opt.step()
-    run.stats.report(f"Timing/{phase.name}", (time.perf_counter() - start) * 1000)
+    run.phase_sec[phase.name] = time.perf_counter() - start
+    run.stats.report(f"Timing/{phase.name}", run.phase_sec[phase.name] * 1000)
 
 
 def shared_images(env: DistEnv, batch: int, batch_gpu: int) -> slice:

@@ -58,7 +58,8 @@ def group() -> None:
 def main(argv: list[str] | None = None) -> None:
     """Run the command line and exit; user errors become one line on stderr."""
     try:
-        group.main(args=argv, prog_name="stylegan-rooted", standalone_mode=False)
+        code = group.main(args=argv, prog_name="stylegan-rooted", standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else 0)  # of click's Exit, which does not reach us as an exception
     except click.exceptions.Exit as e:
         sys.exit(e.exit_code)
     except click.UsageError as e:
@@ -74,6 +75,8 @@ def main(argv: list[str] | None = None) -> None:
     except USER_ERRORS as e:
         if os.environ.get("STYLEGAN_ROOTED_TRACEBACK"):
             raise
+        fail(describe(e), 1)
+    except MemoryError as e:
         fail(describe(e), 1)
     except RuntimeError as e:
         kind = type(e).__name__
@@ -97,6 +100,11 @@ def fail(message: str, code: int) -> None:
 def first_here() -> bool:
     """Whether this process speaks for its machine: under torchrun, all of them meet the same wrong options."""
     return os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("LOCAL_RANK", "0") == "0"
+
+
+def main_process() -> bool:
+    """Whether this process prints results: the only one, or rank 0 under torchrun."""
+    return os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK", "0") == "0"
 
 
 def describe(error: BaseException) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from stylegan_rooted.cli import first_here
+from stylegan_rooted.cli import main_process
 from stylegan_rooted.cli.options import (
     DETECTOR_FILE_HELP,
     DETECTOR_HELP,
@@ -323,6 +323,14 @@ SCRATCH_ONLY = "Network (only with --resume none)"
     help="Start a new run even if the outdir holds one that this command would continue.",
 )
 @click.option(
+    "--estimate",
+    "only_estimate",
+    is_flag=True,
+    cls=GroupedOption,
+    group="Other",
+    help="Take a few steps in memory, print what the run would take in time, memory and disk, and stop.",
+)
+@click.option(
     "-n",
     "--dry-run",
     is_flag=True,
@@ -330,7 +338,7 @@ SCRATCH_ONLY = "Network (only with --resume none)"
     group="Other",
     help="Print the resolved configuration as JSON and stop; nothing is written.",
 )
-def command(config_file: str | None, restart: bool, dry_run: bool, **values: Any) -> None:
+def command(config_file: str | None, restart: bool, only_estimate: bool, dry_run: bool, **values: Any) -> None:
     """Fine-tune a network pickle on your images, or train from scratch with --resume none.
 
     The same command in the same outdir continues its run exactly where the last training state was saved.
@@ -348,8 +356,13 @@ def command(config_file: str | None, restart: bool, dry_run: bool, **values: Any
         finetune.check_options(config)
     if dry_run:
         resolved = finetune.prepare(config).config.to_dict()
-        if first_here():
+        if main_process():
             click.echo(json.dumps(resolved, indent=2))
+        return
+    if only_estimate:
+        forecast = finetune.forecast(config)
+        if main_process():
+            click.echo(str(forecast))
         return
     bar: TrainingBar | None = None
 
