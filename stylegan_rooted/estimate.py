@@ -54,8 +54,9 @@ class Estimate:
     def __str__(self) -> str:
         text = (
             f"Estimate: {self.sec_per_kimg:.1f} sec/kimg, {format_time(self.left_sec)} to the end (measurements not "
-            f"included), peak memory {self.peak_gib:.2f} GiB, {self.num_snapshots} snapshots of {self.snapshot_gib:.2f} GiB, "
-            f"with training states {self.disk_gib:.2f} GiB of disk ({self.free_gib:.1f} GiB free)"
+            f"included), peak memory {self.peak_gib:.2f} GiB, {self.num_snapshots} snapshots of "
+            f"{self.snapshot_gib:.2f} GiB, with training states {self.disk_gib:.2f} GiB of disk "
+            f"({self.free_gib:.1f} GiB free)"
         )
         return text if self.fits else f"{text}. Too little: --keep-last or a larger --snap writes less"
 
