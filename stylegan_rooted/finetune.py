@@ -735,7 +735,8 @@ class RunHooks:
         if self._stopwatch is not None:
             self._stopwatch.after_step()
             if self._stopwatch.done:
-                self.say(str(self._stopwatch.estimate()))
+                if not run.progress.finished:
+                    self.say(str(self._stopwatch.estimate()))
                 self._stopwatch = None
 
     def on_tick(self, run: Run, scalars: dict[str, Scalar], status: str) -> None:

@@ -196,8 +196,8 @@ def test_measurements_are_shared_and_do_not_depend_on_the_number_of_processes(pi
     counted = tmp_path / "counted"
     original = evaluation.extractor_for
 
-    def counting(config, device):
-        extractor = original(config, device)
+    def counting(*args):
+        extractor = original(*args)
 
         class Counting:
             name, digest, resize = extractor.name, extractor.digest, extractor.resize
@@ -236,10 +236,10 @@ def test_measurements_are_shared_and_do_not_depend_on_the_number_of_processes(pi
 def test_a_measurement_that_fails_in_one_process_ends_nothing(pictures, tmp_path, monkeypatch) -> None:
     original = evaluation.extractor_for
 
-    def broken(config, device):
+    def broken(*args):
         if os.environ.get("RANK") == "1":
             raise RuntimeError("no memory for the detector")
-        return original(config, device)
+        return original(*args)
 
     monkeypatch.setattr(evaluation, "extractor_for", broken)
     monkeypatch.setenv("DNNLIB_CACHE_DIR", str(tmp_path / "cache"))
