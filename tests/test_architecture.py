@@ -61,6 +61,8 @@ TRAINING_RANK = {
     "stats": 0,
     "adapters": 0,
     "trainable": 1,
+    "watchdog": 0,
+    "diversity": 0,
     "recognise": 0,
     "execution": 1,
     "loss": 1,
