@@ -21,7 +21,7 @@ ADVICE = {
     OVERFITTING: "take the best snapshot so far; more data, augmentation or --freezed delays this",
     COLLAPSING: "images become alike: go back to an earlier snapshot, with a larger --gamma or a smaller --glr",
     DIVERGING: "go back to the last good state, with a larger --gamma, smaller --glr and --dlr, or --tail linear",
-    TAIL_DOMINATED: "few far-off samples steer the rooted loss: a larger --k, or --tail linear --tail-at 4, bounds them",
+    TAIL_DOMINATED: "few far-off samples steer the rooted loss: a larger --k or --tail linear bounds their share",
 }
 
 NONFINITE_STEPS = 5  # left out in one tick
@@ -178,7 +178,7 @@ def _collapsing(history: Sequence[Figures]) -> str | None:
 
 def _overfitting(now: Figures, p_max: float | None, distances: Sequence[float]) -> str | None:
     if len(distances) > NUM_WORSE and min(distances[-NUM_WORSE:]) > WORSE * min(distances):
-        return f"the last {NUM_WORSE} measured distances are {WORSE - 1:.0%} or more above the best, {min(distances):.3g}"
+        return f"the last {NUM_WORSE} distances measured are {WORSE - 1:.0%} or more above the best, {min(distances):.3g}"
     if now.nearest is not None and now.nearest < COPIES:
         return f"generated images are {now.nearest:.0%} as far from training images as these from each other"
     confusion = now.confusion
