@@ -95,9 +95,10 @@ class Stopwatch:
 
     def estimate(self) -> Estimate:
         """What follows from the steps so far."""
-        run = self.run
+        run, batch = self.run, self.run.config.optim.batch
+        assert batch  # of a resolved configuration
         phases_sec = sum(run.phase_sec.get(phase.name, 0.0) / phase.interval for phase in run.phases)
-        sec_per_kimg = (phases_sec + max(self.outside_sec, 0.0)) / run.config.optim.batch * 1000
+        sec_per_kimg = (phases_sec + max(self.outside_sec, 0.0)) / batch * 1000
         left_nimg = max(run.progress.total_nimg - run.progress.cur_nimg, 0)
         snapshot, state = snapshot_bytes(run) / 2**30, state_bytes(run) / 2**30
         kept = num_snapshots(run, left_nimg)
@@ -191,6 +192,7 @@ def out_of_memory(run: Run, error: BaseException) -> OutOfMemory:
 def smaller_batches(run: Run) -> list[int]:
     """Micro-batches below the configured one that divide the batch and suit D's groups, largest first."""
     batch, batch_gpu = run.config.optim.batch, run.config.optim.batch_gpu
+    assert batch and batch_gpu
     mbstd: Any = getattr(run.D.b4, "mbstd", None)
     group = mbstd.group_size if mbstd else 1
     sizes = [n for n in range(batch_gpu - 1, 0, -1) if batch % n == 0]
@@ -202,7 +204,7 @@ def fits(run: Run, batch_gpu: int) -> bool:
     device = run.device
     images = torch.zeros([batch_gpu, *run.dataset.image_shape], device=device)
     labels = torch.zeros([batch_gpu, run.dataset.label_dim], device=device)
-    latents = torch.randn([batch_gpu, run.G.z_dim], device=device)
+    latents = torch.randn([batch_gpu, run.grid.z.shape[1]], device=device)
     run.env.beat(f"trying --batch-gpu {batch_gpu}")
     try:
         for phase in run.phases:

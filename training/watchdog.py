@@ -178,7 +178,7 @@ def _collapsing(history: Sequence[Figures]) -> str | None:
 
 def _overfitting(now: Figures, p_max: float | None, distances: Sequence[float]) -> str | None:
     if len(distances) > NUM_WORSE and min(distances[-NUM_WORSE:]) > WORSE * min(distances):
-        return f"the last {NUM_WORSE} distances measured are {WORSE - 1:.0%} or more above the best, {min(distances):.3g}"
+        return f"the last {NUM_WORSE} distances are {WORSE - 1:.0%} or more above the best one, {min(distances):.3g}"
     if now.nearest is not None and now.nearest < COPIES:
         return f"generated images are {now.nearest:.0%} as far from training images as these from each other"
     confusion = now.confusion
