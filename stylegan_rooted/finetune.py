@@ -23,7 +23,7 @@ from stylegan_rooted import __version__, estimate, evaluation, losses, measuring
 from stylegan_rooted.surgery_rules import discriminator_for
 from torch_utils import distributed, images, misc, seeding
 from torch_utils.distributed import DistEnv, Place, ProcessFailed
-from training import checkpoint, execution, network_file, run_dir
+from training import checkpoint, execution, network_file, run_dir, watchdog
 from training.ada import AdaController
 from training.adapters import LowRankAdapters
 from training.augment import AUGMENT_PRESETS, AugmentPipe
@@ -36,6 +36,7 @@ from training.config import (
     parse_train,
 )
 from training.dataset import ImageDataset, InfiniteSampler, UnreadableImages, check_fits, grid_indices, iterate_batches
+from training.diversity import Comparison
 from training.loss import GanLoss
 from training.network_pickle import NetworkFile
 from training.networks import Discriminator, Generator
@@ -46,9 +47,11 @@ from training.training_loop import (
     ADA_INTERVAL,
     Grid,
     Progress,
+    RollBack,
     Run,
     TrainingDiverged,
     render_grid,
+    save_state,
     shared_images,
     shared_state,
     train,
@@ -165,7 +168,7 @@ def _train(plan: "Plan", opened: resume.Opened, say: Say, progress_bar: Callable
     log(opened.how, progress.cur_nimg, state=state_name, environment=run_dir.environment(plan.device))
     try:
         with estimate.advice(training_run), flushed_denormals(), hooks, catch_signals(hooks):
-            train(training_run, hooks)
+            train_with_rollback(training_run, hooks, say, log)
     except BaseException as error:
         with suppress(OSError):  # the disk may be full
             log("failed", progress.cur_nimg, reason=" ".join(f"{type(error).__name__}: {error}".split()))
@@ -179,6 +182,59 @@ def _train(plan: "Plan", opened: resume.Opened, say: Say, progress_bar: Callable
     log(resume.FINISHED, progress.cur_nimg)
     say(f"Done: {path}")
     return Outcome(path)
+
+
+def train_with_rollback(run: Run, hooks: "RunHooks", say: Say, log: Callable[..., None]) -> None:
+    """`training_loop.train`; where it asks to go back, go back and train on."""
+    while True:
+        try:
+            return train(run, hooks)
+        except RollBack as e:
+            reason, nimg = str(e), run.progress.cur_nimg
+        roll_back(run, reason)
+        log("rolled back", run.progress.cur_nimg, reason=reason, diverged_nimg=nimg)
+        say(
+            f"Training diverged at {nimg / 1000:g} kimg ({reason}): back to the state of "
+            f"{run.progress.cur_nimg / 1000:g} kimg, once, with other random draws from there on"
+        )
+
+
+def roll_back(run: Run, reason: str) -> None:
+    """Put a run back, in place, to its newest state of a tick that was not diverging; later states are removed.
+
+    Raises:
+        TrainingDiverged: There is no such state.
+    """
+    env = run.env
+    opened: resume.Opened | None = None
+    with env.together("going back to the last good state"):
+        if env.is_main:
+            opened = resume.last_good(run.path)
+    opened = env.broadcast(opened)
+    if opened is None or opened.state is None:
+        raise env.everywhere(TrainingDiverged(f"{reason}; there is no earlier state to go back to"))
+    run.unreadable.names.clear()
+    checkpoint.restore(run, opened.state)
+    run.progress.num_rollbacks += 1
+    run.batches = open_batches(run.config, run.dataset, run.env, run.unreadable, opened.state["data"]["drawn"])
+    env.broadcast_tensors(shared_state(run))
+    if env.is_main:
+        rewind(run, opened)
+    save_state(run)  # so that a run that is killed later does not go back again
+
+
+def open_batches(
+    config: FinetuneConfig, dataset: ImageDataset, env: DistEnv, unreadable: UnreadableImages, drawn: int
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """This process's part of every batch, after `drawn` images of all processes."""
+    return iterate_batches(
+        dataset,
+        InfiniteSampler(dataset, seed=config.runtime.seed, start=drawn),
+        config.optim.batch,
+        config.data.workers,
+        unreadable,
+        part=shared_images(env, config.optim.batch, config.optim.batch_gpu),
+    )
 
 
 def forecast(config: FinetuneConfig) -> estimate.Estimate:
@@ -597,7 +653,6 @@ def build_run(
         if ada is not None and name == "Loss/signs/real":
             ada.observe(value)
 
-    sampler = InfiniteSampler(dataset, seed=config.runtime.seed, start=state["data"]["drawn"] if state else 0)
     unreadable = UnreadableImages(config.data.max_unreadable, say)
     loss = GanLoss(
         G,
@@ -610,19 +665,13 @@ def build_run(
         report=report,
     )
     run = Run(
+        comparison=Comparison(dataset) if env.is_main else None,
         config=config,
         path=path,
         device=device,
         dataset=dataset,
         adversarial=adversarial,
-        batches=iterate_batches(
-            dataset,
-            sampler,
-            config.optim.batch,
-            config.data.workers,
-            unreadable,
-            part=shared_images(env, config.optim.batch, config.optim.batch_gpu),
-        ),
+        batches=open_batches(config, dataset, env, unreadable, state["data"]["drawn"] if state else 0),
         unreadable=unreadable,
         G=G,
         D=D,
@@ -699,7 +748,7 @@ class RunHooks:
         self._bar_context: Any = None
         self._bar: Any = None
         self._nonfinite_shown = 0
-        self._clamp_shown = False
+        self._state_shown = watchdog.HEALTHY
         self.plateau = False
         self._warned: set[str] = set()
         self._start_nimg = run.progress.cur_nimg
@@ -749,12 +798,9 @@ class RunHooks:
                 f"Warning: {progress.num_nonfinite} steps so far had non-finite gradients and were left out "
                 f"(the run ends past {run.config.optim.max_nonfinite})"
             )
-        if run.ada is not None and run.ada.binding and not self._clamp_shown:
-            self._clamp_shown = True
-            self.say(
-                f"Warning: ADA wants more augmentation than --p-max {run.config.augment.p_max}; the discriminator "
-                "overfits: more data, a larger --gamma or an earlier stop may help"
-            )
+        if run.verdict.state != self._state_shown:
+            self._state_shown = run.verdict.state
+            self.say(f"State: {run.verdict}")
         for name, scalar in scalars.items():
             self._add_event(run, name, scalar.mean)
 

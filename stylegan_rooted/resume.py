@@ -4,6 +4,7 @@ The same command in the same outdir continues its run. What makes it the same is
 fields of `MAY_CHANGE`, the content of the data, and the content of the network pickle it began with.
 """
 
+import contextlib
 import json
 import os
 import socket
@@ -18,6 +19,7 @@ from training import checkpoint, run_dir
 from training.config import FinetuneConfig
 from training.dataset import DatasetError, ImageDataset
 from training.run_lock import FolderLock
+from training.watchdog import DIVERGING
 
 OPTIONS_FILE = "training_options.json"
 ENVIRONMENT_FILE = "environment.json"
@@ -50,6 +52,7 @@ MAY_CHANGE = {
     "data.max_unreadable": "at once",
     "optim.batch_gpu": "changes the groups of the minibatch deviation and of the path length: not the same numbers",
     "optim.max_nonfinite": "at once",
+    "optim.on_divergence": "at once",
     "runtime.outdir": "only the way it is written: it is where the run was found",
     "runtime.device": ROUND_OFF,
     "runtime.rank_timeout": "at once",
@@ -132,6 +135,27 @@ def shared(opened: Opened | None, env: DistEnv) -> Opened:
     """What rank 0 opened, in every process; only rank 0 holds the folder."""
     found = env.broadcast(None if opened is None else replace(opened, lock=None))
     return opened or found
+
+
+def last_good(path: Path) -> Opened | None:
+    """The newest training state that is not younger than the last tick that was not diverging; None where none is.
+
+    Younger states are removed, once that one has been read: they hold what diverged.
+    """
+    ticks = run_dir.read_jsonl(path / "stats.jsonl")
+    good = [round(row["Progress/kimg"]["mean"] * 1000) for row in ticks if row.get("state", DIVERGING) != DIVERGING]
+    younger: list[Path] = []
+    for file in checkpoint.find(path):
+        state = None
+        if good and checkpoint.nimg_of(file) <= good[-1]:
+            with contextlib.suppress(checkpoint.StateError):
+                state = checkpoint.read(file)
+        if state is not None:
+            for later in younger:
+                later.unlink()
+            return Opened(path, CONTINUED, state=state, state_path=file)
+        younger.append(file)
+    return None
 
 
 def log_event(path: Path, event: str, nimg: int, **facts: Any) -> None:

@@ -178,12 +178,12 @@ def test_a_hanging_process_is_named_and_ended(tmp_path, capfd) -> None:
 
 def test_a_slow_process_that_moves_is_waited_for(tmp_path) -> None:
     def work(env: DistEnv):
-        for _ in range(8 if env.rank == 1 else 0):
-            time.sleep(0.3)
+        for _ in range(10 if env.rank == 1 else 0):
+            time.sleep(0.4)
             env.beat("measuring")
         return env.max(env.rank)
 
-    assert run_processes(tmp_path, 2, joined(work, timeout_sec=1)) == [1, 1]
+    assert run_processes(tmp_path, 2, joined(work, timeout_sec=2)) == [1, 1]
 
 
 def test_processes_that_never_come_are_missed(tmp_path: Path) -> None:

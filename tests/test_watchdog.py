@@ -3,12 +3,28 @@
 import dataclasses
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from processes import run_processes
 
-from training import diversity, watchdog
+from stylegan_rooted import finetune
+from training import checkpoint, diversity, run_dir, watchdog
+from training.config import (
+    AugmentConfig,
+    DataConfig,
+    FinetuneConfig,
+    LossConfig,
+    MetricConfig,
+    NetworkConfig,
+    OptimConfig,
+    RuntimeConfig,
+    ScheduleConfig,
+)
+from training.training_loop import TrainingDiverged
 from training.watchdog import Figures, judge
 
 CALM = Figures(
@@ -169,3 +185,130 @@ def test_large_images_are_sampled(monkeypatch) -> None:
     dataset = Pictures(100)
     diversity.Comparison(dataset).figures(torch.zeros([2, 3, 8, 8], dtype=torch.uint8))
     assert dataset.num_read == 10
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("pictures")
+    images = np.random.RandomState(0).randint(0, 256, [8, 8, 8, 3], dtype=np.uint8)
+    for i, image in enumerate(images):
+        Image.fromarray(image).save(folder / f"{i}.png")
+    return folder
+
+
+def tiny(pictures: Path, outdir: Path, **changes) -> FinetuneConfig:
+    config = FinetuneConfig(
+        data=DataConfig(path=str(pictures)),
+        network=NetworkConfig(channel_base=64, channel_max=8, z_dim=8, w_dim=8),
+        loss=LossConfig(name="logistic"),
+        augment=AugmentConfig(aug="noaug"),
+        optim=OptimConfig(batch=4, batch_gpu=4),
+        schedule=ScheduleConfig(kimg=0.048, tick=0.008, snap=1),
+        metric=MetricConfig(metrics=("none",)),
+        runtime=RuntimeConfig(outdir=str(outdir), device="cpu", grid=(2, 2), rank_timeout=20),
+    )
+    return config.replace(**changes)
+
+
+def run_with(monkeypatch, config: FinetuneConfig, *, bad_from: int, times: int = 100) -> tuple[list[str], object]:
+    """What a run said whose discriminator gives huge scores from that image on, the first so many times; the error."""
+    original = finetune.build_run
+    left = [times]
+
+    def build(*args, **kwargs):
+        run = original(*args, **kwargs)
+        generator = run.adversarial.generator
+
+        def loud(logits):
+            if run.progress.cur_nimg >= bad_from and left[0]:
+                left[0] -= 1
+                run.stats.report("Loss/scores/fake", logits + 1e4)
+            return generator(logits)
+
+        run.adversarial.generator = loud
+        return run
+
+    monkeypatch.setattr(finetune, "build_run", build)
+    said: list[str] = []
+    try:
+        return said, finetune.run(config, say=said.append)
+    except TrainingDiverged as error:
+        return said, error
+
+
+def states(outdir: Path) -> list[str]:
+    (path,) = [p for p in outdir.iterdir() if p.is_dir()]
+    return [row["state"] for row in run_dir.read_jsonl(path / "stats.jsonl")]
+
+
+def test_the_state_stands_in_stats_and_log_and_is_said_when_it_changes(pictures, tmp_path, monkeypatch) -> None:
+    said, path = run_with(monkeypatch, tiny(pictures, tmp_path), bad_from=24, times=2)
+    rows = run_dir.read_jsonl(path / "stats.jsonl")
+    assert "diverging" in states(tmp_path) and states(tmp_path)[-1] != "diverging"
+    assert all({"Watch/diversity", "Watch/nearest", "Gradient/Gmain", "Gradient/Dreg"} <= set(row) for row in rows)
+    assert rows[0]["Gradient/Gmain"]["mean"] > 0
+    lines = [line for line in said if line.startswith("State: diverging: scores of fakes are ")]
+    assert len(lines) == 1 and lines[0].endswith(watchdog.ADVICE[watchdog.DIVERGING])
+    assert lines[0].removeprefix("State: ") in (path / "log.txt").read_text()
+
+
+def test_stop_ends_the_run_and_the_good_state_stays(pictures, tmp_path, monkeypatch) -> None:
+    said, error = run_with(monkeypatch, tiny(pictures, tmp_path, optim__on_divergence="stop"), bad_from=24)
+    assert isinstance(error, TrainingDiverged) and "stopped by --on-divergence: diverging" in str(error)
+    assert states(tmp_path)[-1] == "diverging" and states(tmp_path).count("diverging") == 1
+
+
+def test_rollback_goes_back_once_with_other_draws_and_comes_to_the_end(pictures, tmp_path, monkeypatch) -> None:
+    config = tiny(pictures, tmp_path, optim__on_divergence="rollback")
+    said, path = run_with(monkeypatch, config, bad_from=24, times=1)
+    (line,) = [line for line in said if line.startswith("Training diverged at ")]
+    assert "scores of fakes" in line and "back to the state of 0.02 kimg, once" in line
+    rows = run_dir.read_jsonl(path / "stats.jsonl")
+    kimg = [0.004, 0.012, 0.02, 0.028, 0.036, 0.044, 0.048]
+    assert [row["Progress/kimg"]["mean"] for row in rows] == pytest.approx(kimg)
+    assert "diverging" not in states(tmp_path)
+    events = [row["event"] for row in run_dir.read_jsonl(path / "history.jsonl")]
+    assert events == ["started", "rolled back", "finished"]
+    state = checkpoint.read(checkpoint.find(path)[0])
+    assert state["progress"]["num_rollbacks"] == 1 and state["progress"]["cur_nimg"] == 48
+    monkeypatch.undo()
+    calm = finetune.run(tiny(pictures, tmp_path / "calm"), say=lambda text: None)
+    other = [row["Loss/scores/fake"]["mean"] for row in run_dir.read_jsonl(calm / "stats.jsonl")]
+    mine = [row["Loss/scores/fake"]["mean"] for row in rows]
+    assert mine[:3] == other[:3] and mine[3] != other[3]  # the same up to the state, other draws after it
+
+
+def test_a_second_divergence_stops(pictures, tmp_path, monkeypatch) -> None:
+    said, error = run_with(monkeypatch, tiny(pictures, tmp_path, optim__on_divergence="rollback"), bad_from=24)
+    assert isinstance(error, TrainingDiverged) and "stopped by --on-divergence" in str(error)
+    assert sum(line.startswith("Training diverged at ") for line in said) == 1
+
+
+def test_divergence_at_once_has_nothing_to_go_back_to(pictures, tmp_path, monkeypatch) -> None:
+    said, error = run_with(monkeypatch, tiny(pictures, tmp_path, optim__on_divergence="rollback"), bad_from=0)
+    assert isinstance(error, TrainingDiverged) and "no earlier state to go back to" in str(error)
+
+
+def test_two_processes_go_back_together(pictures, tmp_path, monkeypatch) -> None:
+    config = tiny(pictures, tmp_path / "o", optim=OptimConfig(batch=4, batch_gpu=2, on_divergence="rollback"))
+
+    def member(rank: int):
+        return run_with(monkeypatch, config, bad_from=24, times=1 if rank else 0)
+
+    (said, path), (silent, same) = run_processes(tmp_path / "results", 2, member)
+    assert path == same and not silent
+    assert sum(line.startswith("Training diverged at ") for line in said) == 1
+    events = [row["event"] for row in run_dir.read_jsonl(path / "history.jsonl")]
+    assert events == ["started", "rolled back", "finished"]
+
+
+def test_the_tail_of_the_rooted_loss_and_the_clamp_of_ada_are_seen_in_a_run(pictures, tmp_path) -> None:
+    loss = LossConfig(name="rooted", tail="linear", tail_at=1e-3)
+    path = finetune.run(tiny(pictures, tmp_path / "tail", loss=loss), say=lambda text: None)
+    assert watchdog.TAIL_DOMINATED in [row["state"] for row in run_dir.read_jsonl(path / "stats.jsonl")]
+    augment = AugmentConfig(augpipe="color", target=0.0, p_max=0.01, ada_kimg=0.1)
+    said: list[str] = []
+    path = finetune.run(tiny(pictures, tmp_path / "ada", augment=augment, schedule__kimg=0.128), say=said.append)
+    found = [row["state"] for row in run_dir.read_jsonl(path / "stats.jsonl")]
+    assert watchdog.SATURATED in found
+    assert any("augment-saturated: augmentation stands at its limit, 0.01" in line for line in said)

@@ -384,15 +384,21 @@ class Pulse:
         return {rank: beat["moves"] for rank, beat in beats.items() if rank != self._where.rank}
 
     def _end(self) -> None:
-        threading.Thread(target=self._keep_writing, name="pulse-last", daemon=True).start()
+        """Name the culprit and end this process, unless somebody moves after all."""
+        own, others, alive = self._num_moves, self._moves_of_others(), threading.Event()
+        threading.Thread(target=self._keep_writing, args=(alive,), name="pulse-last", daemon=True).start()
         message = self.diagnose()
+        if self._num_moves != own or (self._store_seen and self._moves_of_others() != others):
+            self._leaving = False
+            alive.set()
+            return
         if self.first_word():
             sys.stderr.write(f"Error: {message}; --rank-timeout sets that limit\n")
             sys.stderr.flush()
         os._exit(1)
 
-    def _keep_writing(self) -> None:
-        while not self._stop.wait(self._interval_sec):
+    def _keep_writing(self, until: threading.Event) -> None:
+        while not until.wait(self._interval_sec):
             self._write()
 
     def _write(self) -> None:

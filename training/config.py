@@ -13,6 +13,7 @@ import typing
 from dataclasses import dataclass, field
 from typing import Any
 
+ON_DIVERGENCE = ("warn", "rollback", "stop")
 AUG_MODES = ("ada", "fixed", "noaug")
 SHORT_METRICS = ("fid", "kid", "fid_inf", "pr", "dc", "is", "ppl", "memorisation")
 FAMILY_METRICS = (
@@ -203,6 +204,7 @@ class OptimConfig:
     freezed: int = 0
     train: str = "all"
     max_nonfinite: int = 20
+    on_divergence: str = "warn"
 
     def __post_init__(self) -> None:
         _at_least("--batch", self.batch, 1)
@@ -212,6 +214,7 @@ class OptimConfig:
         if chosen is not None and self.freezed not in (0, chosen):
             raise ValueError(f"--train freezed:{chosen} and --freezed {self.freezed} differ; give one of them")
         _at_least("--max-nonfinite", self.max_nonfinite, 0)
+        _one_of("--on-divergence", self.on_divergence, ON_DIVERGENCE)
         _at_least("--g-reg-interval", self.g_reg_interval, 1)
         _at_least("--d-reg-interval", self.d_reg_interval, 1)
         _positive("--glr", self.glr)

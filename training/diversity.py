@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 SIDE = 16
+MAX_RENDERED = 64  # of a run's fixed grid
 MAX_IMAGES = 1000
 MAX_PIXELS = 64 << 20  # of all images read for comparison: a second or two
 

@@ -99,6 +99,14 @@ def count_nonfinite(parameters: Iterable[torch.Tensor]) -> int:
     return sum(int(g.numel() - g.square().isfinite().sum()) for g in gradients)
 
 
+def gradient_norm(parameters: Iterable[torch.Tensor]) -> torch.Tensor:
+    """Euclidean norm of all gradients of the parameters, a scalar; no synchronisation."""
+    gradients = [p.grad for p in parameters if p.grad is not None and p.grad.numel()]
+    if not gradients:
+        return torch.zeros([])
+    return torch.stack(torch._foreach_norm(gradients)).norm()
+
+
 def _adam(
     parameters: Sequence[torch.Tensor], lr: float, betas: tuple[float, float], eps: float
 ) -> torch.optim.Adam:

@@ -109,16 +109,20 @@ def remove_leftovers(path: Path) -> None:
         file.unlink(missing_ok=True)
 
 
-def best_snapshot(path: Path, metric: str) -> str | None:
-    """File name of the snapshot with the smallest value of a metric (`fid` or `kid`, by any detector), or None."""
+def measurements(path: Path, metric: str) -> list[tuple[float, str | None]]:
+    """(value, file name of the snapshot) of a metric, `fid` or `kid`, by the detector in use, in order."""
     kinds = {"fid": r"metric-(fid|fd)(50k(_full)?)?\.jsonl", "kid": r"metric-(kid|kd)(50k(_full)?)?\.jsonl"}
     files = [file for file in sorted(path.glob("metric-*.jsonl")) if re.fullmatch(kinds.get(metric, "-"), file.name)]
     tables = [rows for file in files if (rows := read_jsonl(file))]
     if not tables:
-        return None
+        return []
     rows = max(tables, key=lambda table: table[-1].get("timestamp") or 0)  # of the detector in use
-    found = [(value, row["snapshot_pkl"]) for row in rows for value in row["results"].values() if value is not None]
-    found = [(value, name) for value, name in found if name and (path / name).exists()]
+    return [(value, row["snapshot_pkl"]) for row in rows for value in row["results"].values() if value is not None]
+
+
+def best_snapshot(path: Path, metric: str) -> str | None:
+    """File name of the snapshot with the smallest value of a metric (`fid` or `kid`, by any detector), or None."""
+    found = [(value, name) for value, name in measurements(path, metric) if name and (path / name).exists()]
     return min(found)[1] if found else None
 
 

@@ -15,21 +15,27 @@ import torch
 from dnnlib.util import format_time, naming
 from torch_utils import images, seeding
 from torch_utils.distributed import DistEnv
-from training import checkpoint, execution, network_pickle, run_dir, weights_file
+from training import checkpoint, execution, network_pickle, run_dir, watchdog, weights_file
 from training.ada import AdaController
 from training.adapters import LowRankAdapters
 from training.config import FinetuneConfig
 from training.dataset import DatasetError, ImageDataset, UnreadableImages
+from training.diversity import MAX_RENDERED, Comparison
 from training.ema import ema_beta, update_ema
 from training.loss import GanLoss
-from training.phases import Phase, count_nonfinite
+from training.phases import Phase, count_nonfinite, gradient_norm
 from training.stats import Scalar, StatsCollector
+from training.watchdog import Figures, Verdict
 
 ADA_INTERVAL = 4
 
 
 class TrainingDiverged(RuntimeError):
-    """More non-finite gradients than the run allows."""
+    """More non-finite gradients than the run allows, or diverging figures where the run is to stop at them."""
+
+
+class RollBack(Exception):
+    """Training has diverged for the first time and is to go on from its last good state; all processes raise it."""
 
 
 @dataclass
@@ -47,6 +53,7 @@ class Progress:
     tick_end_time: float = field(default_factory=time.time)
     maintenance_sec: float = 0.0
     num_nonfinite: int = 0
+    num_rollbacks: int = 0
     stopped: bool = False
     settled: bool = True
     """What follows the last step (tick, snapshot) has been done. A restored run may have it still to do."""
@@ -90,7 +97,10 @@ class Progress:
         self.start_time = now - state["elapsed_sec"]
         self.tick_start_time = self.tick_end_time = now - state["tick_elapsed_sec"]
 
-    _COUNTERS = tuple("cur_nimg step tick tick_start_nimg maintenance_sec num_nonfinite settled milestones".split())
+    _COUNTERS = (
+        *("cur_nimg", "step", "tick", "tick_start_nimg", "maintenance_sec"),
+        *("num_nonfinite", "num_rollbacks", "settled", "milestones"),
+    )
 
 
 @dataclass
@@ -128,6 +138,10 @@ class Run:
     adapters: LowRankAdapters | None = None
     phase_sec: dict[str, float] = field(default_factory=dict)
     """Seconds that each phase took when it ran last."""
+    verdict: Verdict = field(default_factory=Verdict)
+    """Of the last tick."""
+    comparison: Comparison | None = None
+    """What the grid is compared with at ticks; None compares with nothing."""
     env: DistEnv = field(default_factory=DistEnv)
 
 
@@ -186,6 +200,7 @@ def train(run: Run, hooks: Hooks) -> None:
             keep_to_budget(run)
             progress.stopped = progress.stopped or hooks.should_stop(run)  # asked for while measuring
         if diverged:
+            roll_back_once(run, f"{progress.num_nonfinite} steps had non-finite gradients")
             error = TrainingDiverged(
                 f"{progress.num_nonfinite} steps had non-finite gradients and were left out (limit --max-nonfinite "
                 f"{run.config.optim.max_nonfinite}); last state: "
@@ -193,9 +208,18 @@ def train(run: Run, hooks: Hooks) -> None:
                 "Try a larger --gamma, a smaller --glr/--dlr, or --tail linear"
             )
             raise run.env.everywhere(error)
+        if run.verdict.state == watchdog.DIVERGING and run.config.optim.on_divergence != "warn":
+            roll_back_once(run, run.verdict.evidence)
+            raise run.env.everywhere(TrainingDiverged(f"stopped by --on-divergence: {run.verdict}"))
         if progress.finished:
             return
         start_tick(progress)
+
+
+def roll_back_once(run: Run, reason: str) -> None:
+    """Raise `RollBack` where the run is to go back and has not done so before."""
+    if run.config.optim.on_divergence == "rollback" and run.progress.num_rollbacks == 0:
+        raise RollBack(reason)
 
 
 def save_state(run: Run) -> None:
@@ -257,7 +281,8 @@ def step_phase(run: Run, phase: Phase, real_img: torch.Tensor, real_c: torch.Ten
     start = time.perf_counter()
     progress, seed, optim = run.progress, run.config.runtime.seed, run.config.optim
     run.env.beat(f"in {phase.name} at {progress.cur_nimg / 1000:.3f} kimg")
-    key = (0, progress.cur_nimg, phase.name)  # 0, not the rank: every process draws for all and takes its part
+    # No rank: every process draws for all and takes its part. A run that went back goes on with other draws.
+    key = (progress.num_rollbacks, progress.cur_nimg, phase.name)
     latents = seeding.generator(seed, "latents", *key)
     gen_z = torch.randn([optim.batch, run.G.z_dim], generator=latents)
     gen_c = random_labels(run.dataset, optim.batch, latents)
@@ -282,6 +307,7 @@ def step_phase(run: Run, phase: Phase, real_img: torch.Tensor, real_c: torch.Ten
     if count_nonfinite(phase.parameters):
         progress.num_nonfinite += 1
     else:
+        run.stats.report(f"Gradient/{phase.name}", gradient_norm(phase.parameters))
         phase.opt.step()
     run.phase_sec[phase.name] = time.perf_counter() - start
     run.stats.report(f"Timing/{phase.name}", run.phase_sec[phase.name] * 1000)
@@ -385,6 +411,9 @@ def finish_tick(run: Run) -> tuple[dict[str, Scalar], str]:
     for name, value in run.adversarial.drain().items():
         run.stats.report(name, value)
     scalars = run.stats.collect(run.env.sum if run.env.world > 1 else None)
+    scalars |= look(run)
+    row: dict[str, Any] = {name: scalar.as_dict() for name, scalar in sorted(scalars.items())}
+    run.verdict = run.env.broadcast(judge(run, row) if run.env.is_main else None)
     if not run.env.is_main:
         return scalars, ""
     status = " ".join(
@@ -400,11 +429,27 @@ def finish_tick(run: Run) -> tuple[dict[str, Scalar], str]:
             f"augment {augment_p:.3f}",
         ]
     )
-    row: dict[str, Any] = {name: scalar.as_dict() for name, scalar in sorted(scalars.items())}
-    run_dir.append_jsonl(run.path / "stats.jsonl", {**row, "timestamp": now})
+    run_dir.append_jsonl(run.path / "stats.jsonl", {**row, "state": run.verdict.state, "timestamp": now})
     with naming(run.path / "log.txt"), open(run.path / "log.txt", "a", encoding="utf-8") as f:
-        f.write(status + "\n")
+        f.write(status + "\n" + (f"{run.verdict}\n" if run.verdict.evidence else ""))
     return scalars, status
+
+
+def look(run: Run) -> dict[str, Scalar]:
+    """Rank 0: how different the first images of the fixed grid are, and how near to training images."""
+    if run.comparison is None or not run.env.is_main:
+        return {}
+    run.env.beat("looking at the grid")
+    figures = run.comparison.figures(render_grid(run, MAX_RENDERED))
+    return {f"Watch/{name}": Scalar(1, value, 0.0) for name, value in figures.items()}
+
+
+def judge(run: Run, row: dict[str, Any]) -> Verdict:
+    """The run's state, from the ticks in its folder and this one."""
+    history = [Figures.of_row(before) for before in run_dir.read_jsonl(run.path / "stats.jsonl")]
+    distances = [value for value, _ in run_dir.measurements(run.path, "fid")]
+    p_max = run.ada.p_max if run.ada is not None else None
+    return watchdog.judge([*history, Figures.of_row(row)], p_max=p_max, distances=distances)
 
 
 def save_snapshot(run: Run) -> Path:
@@ -449,12 +494,12 @@ def keep_to_budget(run: Run) -> None:
 
 
 @torch.inference_mode()
-def render_grid(run: Run) -> torch.Tensor:
-    """The fixed grid through G_ema with constant noise: uint8 [N, C, H, W]."""
+def render_grid(run: Run, num: int | None = None) -> torch.Tensor:
+    """The fixed grid, or its first `num` images, through G_ema with constant noise: uint8 [N, C, H, W]."""
     chunk = run.config.optim.batch_gpu
     with execution.frozen(run.G_ema):
         parts = [
             run.G_ema(z.to(run.device), c.to(run.device), noise_mode="const").cpu()
-            for z, c in zip(run.grid.z.split(chunk), run.grid.c.split(chunk))
+            for z, c in zip(run.grid.z[:num].split(chunk), run.grid.c[:num].split(chunk))
         ]
     return images.to_uint8(torch.cat(parts))

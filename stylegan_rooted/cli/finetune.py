@@ -29,7 +29,7 @@ from stylegan_rooted.cli.options import (
     say,
     usage_errors,
 )
-from training.config import AUG_MODES, DETECTOR_MODES, KEEP_BEST, PRECISIONS, FinetuneConfig
+from training.config import AUG_MODES, DETECTOR_MODES, KEEP_BEST, ON_DIVERGENCE, PRECISIONS, FinetuneConfig
 
 PL_AUTO = "auto: 2, 0 with --cfg cifar"
 MIXING_AUTO = "auto: 0.9, 0 with --cfg cifar"
@@ -192,6 +192,13 @@ FIELDS = [
         "optim.max_nonfinite",
         "Steps with non-finite gradients that a run survives.",
         int,
+        "Optimisation",
+    ),
+    Field(
+        "--on-divergence",
+        "optim.on_divergence",
+        "When training diverges: say so, go back to the last good state once and then stop, or stop.",
+        click.Choice(list(ON_DIVERGENCE)),
         "Optimisation",
     ),
     Field("--metrics", "metric.metrics", METRICS_HELP, CommaList(), "Metrics"),
