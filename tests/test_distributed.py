@@ -1,13 +1,16 @@
 """Several processes: their exchanges, what they must agree on, and how they end when one of them fails."""
 
+import json
 import os
 import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
-from processes import run_processes
+from processes import free_port, run_processes
+from torch.distributed import TCPStore
 
 from torch_utils import distributed
 from torch_utils.distributed import DistEnv, Place, ProcessFailed, checksum
@@ -184,6 +187,22 @@ def test_a_slow_process_that_moves_is_waited_for(tmp_path) -> None:
         return env.max(env.rank)
 
     assert run_processes(tmp_path, 2, joined(work, timeout_sec=2)) == [1, 1]
+
+
+def test_what_an_earlier_attempt_left_in_the_store_is_passed_over() -> None:
+    """torchrun restarts all processes with the same store; one of them may have died before it wrote anything."""
+    port = free_port()
+    server = TCPStore("127.0.0.1", port, 2, is_master=True, wait_for_workers=False)
+    server.set("meeting", "old")
+    server.set("old/all", json.dumps(["old", "gone"]))
+    with ThreadPoolExecutor(2) as pool:
+        clients = [TCPStore("127.0.0.1", port, 2, is_master=False, wait_for_workers=False) for _ in range(2)]
+        late = pool.submit(distributed._meet, clients[1], Place(1, 2, 1), 20)
+        time.sleep(0.2)  # rank 1 meets the old name first
+        assert not late.done()
+        first = pool.submit(distributed._meet, clients[0], Place(0, 2, 0), 20)
+        first.result(20).set("x", "hello")
+        assert late.result(20).get("x") == b"hello"
 
 
 def test_processes_that_never_come_are_missed(tmp_path: Path) -> None:

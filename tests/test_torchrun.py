@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from training import run_dir
+
 ROOT = Path(__file__).parent.parent
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
 ADDRESSES = ("10.87.43.1", "10.87.43.2")
@@ -79,10 +81,10 @@ def test_two_machines_meet_and_train(two_machines, pictures, tmp_path) -> None:
     assert "auto2" in path.name and (path / "network-snapshot-000000.pkl").is_file()
 
 
-def start_two(pictures: Path, outdir: Path, *options: str) -> subprocess.Popen:
-    """torchrun with two processes and no end in sight, once it has begun to train."""
-    command = [*TORCHRUN, "--standalone", "--nproc_per_node=2"]
-    command += finetune(pictures, outdir, "--kimg", "1000", "--tick", "0.008", *options)
+def start_two(pictures: Path, outdir: Path, *options: str, kimg: str = "1000", restarts: int = 0) -> subprocess.Popen:
+    """torchrun with two processes, once it has begun to train; usually with no end in sight."""
+    command = [*TORCHRUN, "--standalone", "--nproc_per_node=2", f"--max-restarts={restarts}"]
+    command += finetune(pictures, outdir, "--kimg", kimg, "--tick", "0.008", "--snap", "1", *options)
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT)
     assert process.stdout is not None
     for line in process.stdout:
@@ -121,7 +123,18 @@ def test_a_signal_to_one_process_stops_all_with_a_snapshot(pictures, tmp_path) -
     process = start_two(pictures, tmp_path / "out")
     os.kill(worker(process, 1), signal.SIGTERM)
     output, _ = process.communicate(timeout=60)
-    assert process.returncode == 0, output
-    assert "SIGTERM: stopping after this step with a snapshot" in output and "Done: " in output
+    assert process.returncode != 0 and "exitcode  : 143" in output, output  # both processes end with 128 + SIGTERM
+    assert "SIGTERM: stopping after this step with a snapshot" in output and "the same command goes on" in output
     (path,) = (tmp_path / "out").iterdir()
     assert list(path.glob("network-snapshot-*.pkl"))
+
+
+def test_torchrun_restarts_a_run_that_lost_a_process_from_its_state(pictures, tmp_path) -> None:
+    process = start_two(pictures, tmp_path / "out", kimg="1", restarts=1)
+    os.kill(worker(process, 1), signal.SIGKILL)
+    output, _ = process.communicate(timeout=180)
+    assert process.returncode == 0, output
+    assert "Continuing at 0." in output and "Done: " in output, output
+    (path,) = (tmp_path / "out").iterdir()
+    kimg = [row["Progress/kimg"]["mean"] for row in run_dir.read_jsonl(path / "stats.jsonl")]
+    assert kimg == sorted(set(kimg)) and kimg[-1] == 1.0

@@ -13,6 +13,7 @@ import contextlib
 import hashlib
 import json
 import os
+import secrets
 import sys
 import threading
 import time
@@ -82,7 +83,8 @@ def start(where: Place, device: torch.device, *, timeout_sec: float) -> Iterator
         return
     patience = timedelta(seconds=timeout_sec)
     try:
-        store, _, _ = next(rendezvous("env://", where.rank, where.world, timeout=patience))
+        common, _, _ = next(rendezvous("env://", where.rank, where.world, timeout=patience))
+        store = _meet(common, where, timeout_sec)
         if device.type == "cuda":
             torch.cuda.set_device(device)
         # The pulse ends a wait first and says for whom; the group's own limit is for the case that it cannot.
@@ -440,6 +442,31 @@ def checksum(tensor: Tensor) -> str:
     bits = flat.to(torch.int64)
     weights = torch.arange(1, 2 * bits.numel() + 1, 2, device=bits.device)  # odd: no bit of a product is lost
     return f"{tensor.dtype} {list(tensor.shape)} {int(bits.sum())} {int((bits * weights).sum())}"
+
+
+def _meet(store: Any, where: Place, timeout_sec: float) -> Any:
+    """A part of the processes' store for those that are here now.
+
+    After a restart torchrun's store still holds what the processes before had written, their addresses too. So rank 0
+    names a new part, every other process answers there with a word of its own, and begins once rank 0 has repeated it.
+    """
+    word = secrets.token_hex(8)
+    if where.rank == 0:
+        store.set("meeting", word)
+        words = [word, *(store.get(f"{word}/{rank}").decode() for rank in range(1, where.world))]
+        store.set(f"{word}/all", json.dumps(words))
+        return dist.PrefixStore(word, store)
+    end = time.monotonic() + timeout_sec
+    answered = None
+    while time.monotonic() < end:
+        name = store.get("meeting").decode()
+        if name != answered:
+            store.set(f"{name}/{where.rank}", word)
+            answered = name
+        if store.check([f"{name}/all"]) and json.loads(store.get(f"{name}/all"))[where.rank] == word:
+            return dist.PrefixStore(name, store)
+        time.sleep(0.05)
+    raise RuntimeError("rank 0 did not answer")
 
 
 @torch.no_grad()
