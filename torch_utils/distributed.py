@@ -355,6 +355,8 @@ class Pulse:
         self._store_seen = later is not None
         self._leaving = True
         self._write()
+        if self._where.rank == 0:  # the store may live in this process: let the others come to their end with it
+            time.sleep(2.5 * self._interval_sec)
         own = f"rank {self._where.rank} was {self._before} and lost touch with the others"
         if earlier is None or later is None:
             return f"{own}; the process that keeps their common store is gone, probably rank 0 or the launcher"
