@@ -132,7 +132,8 @@ def snapshot_bytes(run: Run) -> int:
 def state_bytes(run: Run) -> int:
     """One training state: the networks, and the optimisers' two moments per trained parameter."""
     networks = sum(_tensor_bytes(net) for net in (run.G, run.D, run.G_ema))
-    return networks + 2 * sum(p.nbytes for net in (run.G, run.D) for p in net.parameters())
+    optimisers = {id(phase.opt): phase.opt for phase in run.phases}.values()
+    return networks + 2 * sum(p.nbytes for opt in optimisers for group in opt.param_groups for p in group["params"])
 
 
 def num_snapshots(run: Run, left_nimg: int) -> int:
@@ -208,9 +209,9 @@ def fits(run: Run, batch_gpu: int) -> bool:
     run.env.beat(f"trying --batch-gpu {batch_gpu}")
     try:
         for phase in run.phases:
-            phase.module.requires_grad_(True)
+            phase.enable_gradients(True)
             run.loss.accumulate_gradients(phase.name, images, labels, latents, labels, gain=0.0)
-            phase.module.requires_grad_(False)
+            phase.enable_gradients(False)
         return True
     except Exception as error:
         if not is_out_of_memory(error):
@@ -219,7 +220,7 @@ def fits(run: Run, batch_gpu: int) -> bool:
         return False
     finally:
         for phase in run.phases:
-            phase.module.requires_grad_(False)
+            phase.enable_gradients(False)
             phase.opt.zero_grad(set_to_none=True)
         gc.collect()
         if device.type == "cuda":
