@@ -461,25 +461,6 @@ def test_more_frozen_layers_than_there_are_is_refused(pictures, tmp_path) -> Non
         finetune.build_networks(finetune.prepare(tiny(pictures, tmp_path, resume=resume, optim__freezed=4)))
 
 
-def test_ada_says_once_that_its_clamp_binds(pictures, tmp_path) -> None:
-    said: list[str] = []
-    config = tiny(
-        pictures,
-        tmp_path,
-        augment=AugmentConfig(augpipe="color", target=0.0, p_max=0.01, ada_kimg=0.1),
-        schedule=ScheduleConfig(kimg=0.064, tick=0.008, snap=100),
-    )
-    plan = finetune.prepare(config)
-    run = finetune.build_run(plan, tmp_path)
-    hooks = finetune.RunHooks(run, said.append, None)
-    for _ in range(2):
-        run.ada.observe(torch.ones(8))
-        run.ada.update(4, 4)
-        hooks.on_tick(run, {}, "tick")
-    assert run.ada.p == 0.01
-    assert sum("ADA wants more augmentation than --p-max 0.01" in line for line in said) == 1
-
-
 def test_bf16_trains_and_what_a_cpu_lacks_is_refused_at_once(pictures, tmp_path, monkeypatch) -> None:
     with pytest.raises(ValueError, match="--precision fp16 is for GPUs"):
         finetune.prepare(tiny(pictures, tmp_path, runtime__precision="fp16"))
