@@ -665,7 +665,7 @@ def build_run(
         report=report,
     )
     run = Run(
-        comparison=Comparison(dataset) if env.is_main else None,
+        comparison=Comparison(dataset.uncached()) if env.is_main else None,
         config=config,
         path=path,
         device=device,

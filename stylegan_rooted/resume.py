@@ -48,6 +48,7 @@ MAY_CHANGE = {
     "metric.budget": "from the next snapshot on; figures of different numbers do not compare",
     "metric.patience": "from the next snapshot on",
     "data.path": "only the place: the images must be the same",
+    "data.cache_gib": "at once",
     "data.workers": "at once; the order of images does not depend on it",
     "data.max_unreadable": "at once",
     "optim.batch_gpu": "changes the groups of the minibatch deviation and of the path length: not the same numbers",

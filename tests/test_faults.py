@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 
 from stylegan_rooted import evaluation, finetune
-from training import checkpoint, dataset, network_pickle, run_dir, training_loop
+from training import checkpoint, network_pickle, run_dir, training_loop
 from training.dataset import DatasetError, ImageDataset
 from training.training_loop import TrainingDiverged
 
@@ -209,16 +209,14 @@ def damage_after(condition: str, action) -> object:
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_images_that_vanish_or_turn_corrupt_are_named_skipped_and_counted(
-    command, pictures, monkeypatch, workers
+    command, pictures, workers
 ) -> None:
-    monkeypatch.setattr(dataset, "CACHE_LIMIT_BYTES", 0)
-
     def damage() -> None:
         (pictures / "03.png").unlink(missing_ok=True)
         (pictures / "07.png").write_bytes(b"no picture")
 
     say = damage_after("tick 0", damage)
-    path = finetune.run(configured(command, "out", "--kimg", "0.1", "--workers", workers), say=say)
+    path = finetune.run(configured(command, "out", "--kimg", "0.1", "--workers", workers, "--cache-gib", "0"), say=say)
     warnings = [line for line in say.lines if line.startswith("Warning: ")]
     assert len(warnings) == 2
     assert any("03.png" in line and "image" in line for line in warnings) and any("07.png" in w for w in warnings)
@@ -227,9 +225,8 @@ def test_images_that_vanish_or_turn_corrupt_are_named_skipped_and_counted(
     assert rows[-1]["Progress/kimg"]["mean"] == pytest.approx(0.1)
 
 
-def test_too_many_unreadable_images_end_the_run_with_its_state_saved(command, pictures, tmp_path, monkeypatch) -> None:
+def test_too_many_unreadable_images_end_the_run_with_its_state_saved(command, pictures, tmp_path) -> None:
     reference = finetune.run(configured(command, "whole"), say=lambda text: None)
-    monkeypatch.setattr(dataset, "CACHE_LIMIT_BYTES", 0)
     backup = {p.name: p.read_bytes() for p in pictures.iterdir()}
 
     def vanish() -> None:
@@ -238,7 +235,7 @@ def test_too_many_unreadable_images_end_the_run_with_its_state_saved(command, pi
 
     say = damage_after("tick 1", vanish)
     with pytest.raises(DatasetError, match=r"\.png .*--max-unreadable is 0"):
-        finetune.run(configured(command, "out", "--max-unreadable", "0"), say=say)
+        finetune.run(configured(command, "out", "--max-unreadable", "0", "--cache-gib", "0"), say=say)
     path = only(tmp_path / "out")
     assert "Saved up to 0.012 kimg; the same command goes on from there" in say.lines
     for name, data in backup.items():

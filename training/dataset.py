@@ -310,6 +310,12 @@ class ImageDataset:
         other._fingerprint = None
         return other
 
+    def uncached(self) -> "ImageDataset":
+        """The same data, read from its files at every access: what looks at it beside training leaves no trace."""
+        other = copy.copy(self)
+        other._cache, other._want_cache = {}, False
+        return other
+
     def source_images(self, batch_size: int = 64) -> Iterator[torch.Tensor]:
         """All images of the source, without subset and mirroring, as uint8 [N, 3, H, W] batches."""
         return self.full().image_batches(batch_size, rgb=True)

@@ -59,7 +59,8 @@ def main(argv: list[str] | None = None) -> None:
     """Run the command line and exit; user errors become one line on stderr."""
     try:
         code = group.main(args=argv, prog_name="stylegan-rooted", standalone_mode=False)
-        sys.exit(code if isinstance(code, int) else 0)  # of click's Exit, which does not reach us as an exception
+        if isinstance(code, int) and code:  # of click's Exit, which does not reach us as an exception
+            sys.exit(code)
     except click.exceptions.Exit as e:
         sys.exit(e.exit_code)
     except click.UsageError as e:
