@@ -53,6 +53,7 @@ def build(config: FinetuneConfig, path: Path):
 def run_cli(*args: object) -> int:
     with pytest.raises(SystemExit) as stop:
         cli.main([str(a) for a in args])
+        raise SystemExit(0)
     return int(stop.value.code or 0)
 
 
