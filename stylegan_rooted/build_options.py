@@ -9,6 +9,7 @@ TRANSFORMS = {
     "pad": "keep everything, fill up with the background",
     "stretch": "distort",
 }
+FITS = {"crop": "center-crop", "pad": "pad", "stretch": "stretch"}  # what --fit calls them
 RESIZE_FILTERS = ("box", "lanczos")
 LABELS = {
     "auto": "from-json where the source has labels, else none",

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from stylegan_rooted.build_options import BuildOptions
+from stylegan_rooted.build_options import COLOURS, BuildOptions
 from torch_utils import images
 from training.dataset import LABELS_FILE, DatasetError, Source, labels_by_name, open_source, parse_labels, read_meta
 
@@ -173,22 +173,36 @@ def _convert(data: bytes, opts: BuildOptions, mode: str) -> tuple[Image.Image, b
     width, height = image.size
     if not width or not height:
         raise ValueError("has no pixels")
-    resample = _FILTERS[opts.resize_filter]
-    if opts.transform == "stretch":
-        return image.resize((side, side), resample), min(width, height) < side
-    if opts.transform == "center-crop":
+    enlarged = {"stretch": min, "center-crop": min, "pad": max}[opts.transform](width, height) < side
+    square = fit(image, side, opts.transform, resize_filter=opts.resize_filter, background=opts.background_rgb())
+    return square, enlarged
+
+
+def fit(
+    image: Image.Image,
+    side: int,
+    transform: str,
+    *,
+    resize_filter: str = BuildOptions.resize_filter,
+    background: tuple[int, int, int] = COLOURS["white"],
+) -> Image.Image:
+    """Make an image square, side x side, in its own mode (L, RGB or RGBA); a transform as in `BuildOptions`."""
+    width, height = image.size
+    resample = _FILTERS[resize_filter]
+    if transform == "stretch":
+        return image.resize((side, side), resample)
+    if transform == "center-crop":
         edge = min(width, height)
         left, top = (width - edge) // 2, (height - edge) // 2
-        square = image.crop((left, top, left + edge, top + edge))
-        return square.resize((side, side), resample), edge < side
+        return image.crop((left, top, left + edge, top + edge)).resize((side, side), resample)
     scale = side / max(width, height)
     fitted = image.resize((max(round(width * scale), 1), max(round(height * scale), 1)), resample)
-    if mode == "RGBA":
+    if image.mode == "RGBA":
         canvas = Image.new("RGBA", (side, side), (0, 0, 0, 0))
     else:
-        canvas = Image.new("RGB", (side, side), opts.background_rgb()).convert(mode)
+        canvas = Image.new("RGB", (side, side), background).convert(image.mode)
     canvas.paste(fitted, ((side - fitted.width) // 2, (side - fitted.height) // 2))
-    return canvas, max(width, height) < side
+    return canvas
 
 
 def _png(image: Image.Image) -> bytes:

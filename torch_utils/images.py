@@ -162,7 +162,7 @@ def to_grey_or_rgb(image: Image.Image, *, background: tuple[int, int, int] = WHI
         if image.mode == "I" or image.mode.startswith("I;16"):
             array = np.asarray(image).astype(np.float64).clip(0, 65535)
             return Image.fromarray(np.rint(array * (255 / 65535)).astype(np.uint8))
-        if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
+        if has_alpha(image):
             grey = image.mode in ("L", "LA", "La") and len(set(background)) == 1
             image = image.convert({"La": "LA", "RGBa": "RGBA"}.get(image.mode, image.mode)).convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, (*background, 255)), image).convert("RGB")
@@ -172,14 +172,18 @@ def to_grey_or_rgb(image: Image.Image, *, background: tuple[int, int, int] = WHI
         raise ValueError(f"can't be decoded ({_one_line(err)})") from err
 
 
+def has_alpha(image: Image.Image) -> bool:
+    """Whether an image says anything of transparency."""
+    return image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info
+
+
 def to_rgba(image: Image.Image) -> Image.Image:
     """Decode a Pillow image of whatever mode into 8 bits per channel, mode RGBA; opaque where it has no transparency.
 
     Raises:
         ValueError: As `to_grey_or_rgb`.
     """
-    transparent = image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info
-    if not transparent:
+    if not has_alpha(image):
         return to_grey_or_rgb(image).convert("RGBA")
     try:
         image.load()

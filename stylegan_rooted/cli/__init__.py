@@ -22,7 +22,7 @@ COMMANDS = {
     "metrics": "Measure a network: FID, KID, precision, recall, copies, path length; each with its error.",
     "inspect": "Tell what is in a pickle without executing it.",
     "surgery": "Change a network: classes, channels, resolution, layers; exact where possible.",
-    "dataset": "Build a training zip from a folder or zip of images.",
+    "dataset": "Check images, build a training zip from them, tell what is in one.",
     "cache": "List or clear what is kept on disk: features of data sets, downloads.",
     "doctor": "Tell what this installation and machine can do, with remedies.",
     "ops": "Build, show or remove the compiled operators.",

@@ -2,16 +2,19 @@
 
 import json
 import sys
+from pathlib import Path
 from typing import Any
 
 import click
 
-from stylegan_rooted.build_options import LABELS, RESIZE_FILTERS, TRANSFORMS, BuildOptions
+from stylegan_rooted.build_options import FITS, LABELS, RESIZE_FILTERS, TRANSFORMS, BuildOptions
+
+FOUND_SOMETHING = 3
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 def command() -> None:
-    """Build a training zip from a folder or zip of images."""
+    """Look at images, build a training zip from them, tell what is in one."""
 
 
 @command.command()
@@ -21,6 +24,7 @@ def command() -> None:
               help="Side of the images, a power of two from 4 up.")
 @click.option("--transform", type=click.Choice(list(TRANSFORMS)), default=BuildOptions.transform, show_default=True,
               help="; ".join(f"{name}: {what}" for name, what in TRANSFORMS.items()) + ".")
+@click.option("--fit", type=click.Choice(list(FITS)), help="The same in short: crop, pad or stretch.")
 @click.option("--resize-filter", type=click.Choice(RESIZE_FILTERS), default=BuildOptions.resize_filter,
               show_default=True, help="Filter for resizing; it is recorded in the zip.")
 @click.option("--background", default=BuildOptions.background, show_default=True, metavar="COLOUR",
@@ -32,13 +36,15 @@ def command() -> None:
               help="; ".join(f"{name}: {what}" for name, what in LABELS.items()) + ".")
 @click.option("--max-images", type=int, metavar="N", help="Stop after N images.  [default: all]")
 @click.option("--overwrite", is_flag=True, help="Replace DEST.zip if it exists.")
-def build(source: str, dest: str, channels: str | None, overwrite: bool, **options: Any) -> None:
+def build(source: str, dest: str, channels: str | None, fit: str | None, overwrite: bool, **options: Any) -> None:
     """Crop and resize the images of SOURCE (a folder, searched recursively, or a zip) into DEST.zip.
 
     Palette, transparent, CMYK, 16-bit and EXIF-rotated images are converted. Files that can't be used are left out
     and listed at the end with the reason.
     """
     options["channels"] = channels or "auto"
+    if fit is not None:
+        options["transform"] = FITS[fit]
     try:
         BuildOptions(**options)
     except ValueError as err:
@@ -87,10 +93,54 @@ def info(data: str) -> None:
     click.echo(json.dumps(record, indent=2))
 
 
+@command.command()
+@click.argument("data", type=click.Path())
+@click.option("--resolution", type=click.IntRange(4), metavar="N", help="Name images smaller than N pixels.")
+@click.option("--html", metavar="FILE", help="Write a sheet with thumbnails of each finding.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def check(data: str, resolution: int | None, html: str | None, as_json: bool) -> None:
+    """Look for what spoils training in DATA (a folder, searched recursively, or a zip).
+
+    Unreadable files, duplicates and near duplicates, small or enlarged images, bars, grey among colour, odd shapes and
+    kinds of pixels, unbalanced classes, and whether --mirror is safe. Exit code 0: nothing found; 3: something was.
+    """
+    if html is not None and not html.lower().endswith((".html", ".htm")):
+        raise click.UsageError(f"--html {html}: name a file that ends in .html")
+    from stylegan_rooted import dataset_check, report_data
+    from training.run_dir import write_atomic
+
+    if sys.stderr.isatty():
+        with click.progressbar(length=1, label="Looking", file=sys.stderr) as bar:
+
+            def advance(done: int, total: int) -> None:
+                bar.length = total
+                bar.update(done - bar.pos)
+
+            found = dataset_check.check(data, resolution=resolution, progress=advance)
+    else:
+        found = dataset_check.check(data, resolution=resolution)
+    for finding in found.findings:
+        click.echo(printable(f"{finding.severity}: {finding.title}"), err=True)
+        click.echo(printable(f"  {finding.advice}"), err=True)
+    click.echo(f"{found.num_images} of {found.num_files} files can be used; {found.mirror['verdict']}", err=True)
+    if html is not None:
+        write_atomic(Path(html), report_data.render(found))
+        click.echo(f"Wrote {html}", err=True)
+    if as_json:
+        click.echo(json.dumps(found.as_dict(), indent=2))
+    if not found.clean:
+        sys.exit(FOUND_SOMETHING)
+
+
+def printable(text: str) -> str:
+    """One line that a terminal can show."""
+    return "".join(c if c.isprintable() else "?" for c in text)
+
+
 def _list_skipped(skipped: list[tuple[str, str]]) -> None:
     if not skipped:
         return
-    skipped = [("".join(c if c.isprintable() else "?" for c in name), reason) for name, reason in skipped]
+    skipped = [(printable(name), reason) for name, reason in skipped]
     width = max(len(name) for name, _ in skipped)
     click.echo(f"Left out {len(skipped)} file{'s' if len(skipped) > 1 else ''}:", err=True)
     for name, reason in skipped:
