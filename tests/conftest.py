@@ -69,3 +69,8 @@ def pytest_terminal_summary(terminalreporter) -> None:
             terminalreporter.write_line(
                 f"{group:<46} {count:>6} checks  worst {rel:.2e} of {bound:.0e} allowed at {what}"
             )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that fork come first: a pool of threads that another test starts would not survive in their children."""
+    items.sort(key=lambda item: not {"forked", "processes"} & set(vars(getattr(item, "module", None) or object)))

@@ -45,6 +45,7 @@ class Child:
         if self.pid:
             return
         code = 70
+        torch.set_num_threads(1)  # a pool of threads that an earlier test started does not survive the fork
         try:
             for number, name in ((1, "out"), (2, "err")):
                 os.dup2(os.open(Path(self._folder.name, name), os.O_WRONLY | os.O_CREAT, 0o600), number)
