@@ -73,4 +73,5 @@ def pytest_terminal_summary(terminalreporter) -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests that fork come first: a pool of threads that another test starts would not survive in their children."""
-    items.sort(key=lambda item: not {"forked", "processes", "run_processes"} & set(vars(getattr(item, "module", None) or object)))
+    forking = {"forked", "processes", "run_processes"}
+    items.sort(key=lambda item: forking.isdisjoint(vars(getattr(item, "module", None) or object)))
