@@ -71,6 +71,14 @@ def pytest_terminal_summary(terminalreporter) -> None:
             )
 
 
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    """A test that trained with more threads must not leave them to the next: sums would differ in their last bits."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests that fork come first: a pool of threads that another test starts would not survive in their children."""
     forking = {"forked", "processes", "run_processes"}

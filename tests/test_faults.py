@@ -1,6 +1,6 @@
 """Everything that may go wrong while a run trains, caused on purpose. What was saved stays, one line says what it was.
 
-Not here: a killed run (scripts/kill_test.py), a measurement that raises and a detector that is not there (test_finetune.py),
+Not here: a killed run (scripts/kill_test.py), a measurement that raises or has no detector (test_finetune.py),
 two builders of one operator library and one that is killed (test_custom_ops.py).
 """
 
