@@ -58,6 +58,24 @@ def group() -> None:
 def main(argv: list[str] | None = None) -> None:
     """Run the command line and exit; user errors become one line on stderr."""
     try:
+        run(argv)
+    except SystemExit as e:
+        leave(e.code)
+        raise
+    leave(0)
+
+
+def leave(code: int | str | None) -> None:
+    """Under torchrun, end this process here: now and then torch's threads abort the interpreter's own end (seen: 1 in 12)."""
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code if isinstance(code, int) else int(code is not None))
+
+
+def run(argv: list[str] | None = None) -> None:
+    """`main` without its end."""
+    try:
         code = group.main(args=argv, prog_name="stylegan-rooted", standalone_mode=False)
         if isinstance(code, int) and code:  # of click's Exit, which does not reach us as an exception
             sys.exit(code)
