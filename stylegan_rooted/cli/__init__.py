@@ -66,7 +66,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def leave(code: int | str | None) -> None:
-    """Under torchrun, end this process here: now and then torch's threads abort the interpreter's own end (seen: 1 in 12)."""
+    """Under torchrun, end this process here: now and then torch's threads abort the interpreter's own end."""
     if os.environ.get("WORLD_SIZE", "1") != "1":
         sys.stdout.flush()
         sys.stderr.flush()
