@@ -92,6 +92,11 @@ class LowRankAdapters:
         """Numbers that learn."""
         return sum(factor.numel() for pair in self._factors.values() for factor in pair)
 
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """Adam's own, as every optimiser has them: what is stepped, and its rates."""
+        return self._adam.param_groups
+
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forget the kernels' gradients."""
         for layer in self._layers.values():
