@@ -24,7 +24,6 @@ def native(monkeypatch):
     monkeypatch.setenv("STYLEGAN_ROOTED_OPS", "native")
     monkeypatch.setitem(bias_act.NATIVE_MIN_NUMEL, "cpu", 0)
     monkeypatch.setattr(upfirdn2d, "NATIVE_MAX_PLANES", 10**9)
-    monkeypatch.setattr(upfirdn2d, "NATIVE_MAX_ROW", 10**9)
     count = {"upfirdn2d": 0, "bias_act": 0}
     for module, name in ((bias_act, "bias_act"), (upfirdn2d, "upfirdn2d")):
 

@@ -1,4 +1,4 @@
-// 3x3 convolutions for the CPU where they beat torch's: Winograd's at stride 1, products without im2col at stride 2.
+// 3x3 convolutions for the CPU where they beat torch's: Winograd's at stride 1, weight gradients at stride 2.
 //
 // Schemas, shape functions, gradients and the choice between these and torch's own are in conv2d_cpu.py; here are only
 // the numbers. Images and their gradients are channels-last, float32 or bfloat16; arithmetic is float32, results are
@@ -457,103 +457,9 @@ template <class T> void winograd_kernel_grad(const at::Tensor& x, const at::Tens
     });
 }
 
-// ---- Stride 2, without padding
+// ---- Gradients to weights at stride 2, without padding: a product per tap, straight from the images
 
 constexpr int64_t PAIRED = 1024;  // pixels that are laid out in pairs at a time
-
-// -> [panels of outer][9 taps][inner][PANEL]
-void pack_kernel(const Kernel<float>& w, float* out) {
-    const int64_t panels = ceil_div(w.outer, PANEL);
-    at::parallel_for(0, panels * w.inner, 16, [&](int64_t begin, int64_t end) {
-        for (int64_t item = begin; item < end; item++) {
-            const int64_t panel = item / w.inner, i = item % w.inner;
-            for (int k = 0; k < 9; k++)
-                for (int64_t col = 0; col < PANEL; col += LANES)
-                    store(out + ((panel * 9 + k) * w.inner + i) * PANEL + col, w.tap(panel * PANEL + col, i, k));
-        }
-    });
-}
-
-// Rows of a product that go to channels [start, start + PANEL) of pixels, of which there may be fewer.
-template <class Make> void to_pixels(float* pixels, int64_t step, int64_t num_pixels, int64_t start, int64_t channels, Make make) {
-    if (start + PANEL <= channels) return make(pixels + start, step);
-    float part[ROWS * PANEL];
-    make(part, PANEL);
-    for (int64_t i = 0; i < num_pixels; i++)
-        std::memcpy(pixels + i * step + start, part + i * PANEL, (channels - start) * sizeof(float));
-}
-
-void strided(const at::Tensor& x, const Kernel<float>& w, at::Tensor& y) {
-    const Images in(x), out(y);
-    const int64_t panels = ceil_div(out.c, PANEL);
-    const at::Tensor packed = scratch(panels * PANEL * 9 * in.c);
-    pack_kernel(w, packed.data_ptr<float>());
-    const Blocks blocks(out.w, ROWS);
-    const float *xs = x.const_data_ptr<float>(), *us = packed.const_data_ptr<float>();
-    float* ys = y.data_ptr<float>();
-    const int64_t lines = out.n * out.h, group = std::max<int64_t>(1, std::min<int64_t>(lines, 128 / out.w));
-    at::parallel_for(0, ceil_div(lines, group), 1, [&](int64_t begin, int64_t end) {
-        for (int64_t g = begin; g < end; g++)
-            for (int64_t panel = 0; panel < panels; panel++)
-                for (int64_t line = g * group; line < std::min(lines, (g + 1) * group); line++)
-                    for (int64_t b = 0; b < blocks.num; b++) {
-                        const int64_t first = blocks.start(b), len = blocks.len(b);
-                        std::array<Term, 9> terms;
-                        for (int64_t k = 0; k < 9; k++)
-                            terms[k] = {xs + ((line / out.h * in.h + line % out.h * 2 + k / 3) * in.w + first * 2 + k % 3) * in.c,
-                                        us + (panel * 9 + k) * in.c * PANEL};
-                        to_pixels(ys + (line * out.w + first) * out.c, out.c, len, panel * PANEL, out.c, [&](float* c, int64_t step) {
-                            product<true>(len, {in.c, 2 * in.c, PANEL, step, false}, terms.data(), 9, c);
-                        });
-                    }
-    });
-}
-
-// Gradient to the input of `strided`, or a transposed convolution: dx has its size, at least 2 * that of dy + 1.
-void strided_input(const at::Tensor& dy, const Kernel<float>& w, at::Tensor& dx) {
-    const Images in(dy), out(dx);
-    const int64_t panels = ceil_div(out.c, PANEL), wide = in.w + 2, high = in.h + 2;
-    const at::Tensor packed = scratch(panels * PANEL * 9 * in.c), framed = at::empty({in.n * high * wide * in.c}, at::kFloat);
-    pack_kernel(w, packed.data_ptr<float>());
-    float* frame = framed.data_ptr<float>();
-    const float *dys = dy.const_data_ptr<float>(), *us = packed.const_data_ptr<float>();
-    at::parallel_for(0, in.n * high, 4, [&](int64_t begin, int64_t end) {  // zeros around
-        for (int64_t line = begin; line < end; line++) {
-            float* to = frame + line * wide * in.c;
-            const int64_t row = line % high - 1;
-            const bool is_outside = row < 0 || row >= in.h;
-            std::memset(to, 0, (is_outside ? wide : 1) * in.c * sizeof(float));
-            if (is_outside) continue;
-            std::memcpy(to + in.c, dys + (line / high * in.h + row) * in.w * in.c, in.w * in.c * sizeof(float));
-            std::memset(to + (in.w + 1) * in.c, 0, in.c * sizeof(float));
-        }
-    });
-    float* dxs = dx.data_ptr<float>();
-    const int64_t lines = out.n * out.h, group = std::max<int64_t>(1, std::min<int64_t>(lines, 256 / out.w));
-    at::parallel_for(0, ceil_div(lines, group), 1, [&](int64_t begin, int64_t end) {
-        for (int64_t g = begin; g < end; g++)
-            for (int64_t panel = 0; panel < panels; panel++)
-                for (int64_t line = g * group; line < std::min(lines, (g + 1) * group); line++)
-                    for (int64_t odd = 0; odd < 2; odd++) {
-                        const int64_t row = line % out.h, count = (out.w - odd + 1) / 2;
-                        const Blocks blocks(count, ROWS);
-                        for (int64_t b = 0; b < blocks.num; b++) {
-                            const int64_t first = blocks.start(b), len = blocks.len(b);
-                            std::array<Term, 4> terms;
-                            int64_t num = 0;
-                            // The kernel is rotated: tap 2 - k of it. Rows 2i meet taps 0 and 2, at dy's rows i and i - 1.
-                            for (int64_t ky = row % 2; ky < 3; ky += 2)
-                                for (int64_t kx = odd; kx < 3; kx += 2)
-                                    terms[num++] = {frame + ((line / out.h * high + row / 2 - ky / 2 + 1) * wide + first - kx / 2 + 1) * in.c,
-                                                    us + (panel * 9 + 8 - ky * 3 - kx) * in.c * PANEL};
-                            to_pixels(dxs + (line * out.w + first * 2 + odd) * out.c, 2 * out.c, len, panel * PANEL, out.c,
-                                      [&](float* c, int64_t step) {
-                                          product<true>(len, {in.c, in.c, PANEL, step, false}, terms.data(), num, c);
-                                      });
-                        }
-                    }
-    });
-}
 
 // [9 taps][outer][wide] -> [outer][inner][3][3]
 template <class T> void write_kernel_grad(const float* sums, int64_t outer, int64_t inner, int64_t wide, at::Tensor& dw) {
@@ -727,7 +633,8 @@ void check_sizes(int64_t h, int64_t w, const at::Tensor& dy, int64_t stride, int
 
 at::Tensor last(const at::Tensor& t) { return t.contiguous(at::MemoryFormat::ChannelsLast); }
 
-// torch's own gradient to the images (0) or the weights (1).
+// torch's own gradient to the images (0) or the weights (1). Weights had better be contiguous: at stride 2 its gradient to
+// the images takes five times as long with channels-last ones.
 at::Tensor torch_grad(const at::Tensor& dy, const at::Tensor& x, const at::Tensor& w, int64_t stride, int64_t pad_y, int64_t pad_x, int which) {
     const auto grads = at::convolution_backward(dy, x, w, c10::nullopt, {stride, stride}, {pad_y, pad_x}, {1, 1}, false, {0, 0}, 1,
                                                 {which == 0, which == 1, false});
@@ -741,11 +648,10 @@ at::Tensor conv2d(const at::Tensor& x, const at::Tensor& w, int64_t stride, int6
                       " don't fit images ", x.sizes(), ", wanted [O, ", x.size(1), ", 3, 3]");
     const int64_t h = size_after(x.size(2), stride, pad_y), wide = size_after(x.size(3), stride, pad_x);
     TORCH_CHECK_VALUE(h > 0 && wide > 0, "images ", x.sizes(), " are smaller than the kernel; give more padding");
-    if (!own || (stride == 2 && !is_float)) return last(at::conv2d(last(x), w, {}, {stride, stride}, {pad_y, pad_x}));
+    if (!own || stride == 2) return last(at::conv2d(last(x), w.contiguous(), {}, {stride, stride}, {pad_y, pad_x}));
     at::Tensor y = at::empty({x.size(0), w.size(0), h, wide}, x.options(), at::MemoryFormat::ChannelsLast);
     if (y.numel() == 0) return y;
-    if (stride == 2) strided(last(x), Kernel<float>(w, false), y);
-    else if (is_float) winograd(last(x), Kernel<float>(w, false), pad_y, pad_x, y);
+    if (is_float) winograd(last(x), Kernel<float>(w, false), pad_y, pad_x, y);
     else winograd(last(x), Kernel<Bfloat>(w, false), pad_y, pad_x, y);
     return y;
 }
@@ -758,9 +664,8 @@ at::Tensor conv2d_input(const at::Tensor& dy, const at::Tensor& w, int64_t h, in
     check_sizes(h, wide, dy, stride, pad_y, pad_x);
     at::Tensor dx = at::empty({dy.size(0), w.size(1), h, wide}, dy.options(), at::MemoryFormat::ChannelsLast);
     if (dx.numel() == 0) return dx;
-    if (!own || (stride == 2 && !is_float)) return torch_grad(last(dy), dx, w, stride, pad_y, pad_x, 0);
-    if (stride == 2) strided_input(last(dy), Kernel<float>(w, true), dx);
-    else if (is_float) winograd(last(dy), Kernel<float>(w, true), 2 - pad_y, 2 - pad_x, dx);
+    if (!own || stride == 2) return torch_grad(last(dy), dx, w.contiguous(), stride, pad_y, pad_x, 0);
+    if (is_float) winograd(last(dy), Kernel<float>(w, true), 2 - pad_y, 2 - pad_x, dx);
     else winograd(last(dy), Kernel<Bfloat>(w, true), 2 - pad_y, 2 - pad_x, dx);
     return dx;
 }

@@ -1,7 +1,8 @@
 """3x3 convolutions by the compiled operators of conv2d_cpu.cpp where they beat torch's own on a CPU.
 
 Three operators, closed under differentiation: the convolution, and its gradients to the images (which is also the
-transposed convolution) and to the weights. Each is done by our code or by torch's, whichever `pays` says.
+transposed convolution) and to the weights. Each is done by our code or by torch's, whichever `pays` says. Ours are
+Winograd's at stride 1, in float32 whatever the images are, and the gradient to the weights at stride 2.
 """
 
 from typing import Any
@@ -87,10 +88,11 @@ def pays(kind: str, n: int, c: int, o: int, h: int, w: int, stride: int, dtype: 
         dtype: float32 or bfloat16.
     """
     if stride == 2:  # torch's other two are as fast as ours would be: Winograd's for parts of a kernel save too little
-        return kind == "conv2d_weight" and min(c, o) >= 32 and n * h * w >= 16
+        return kind == "conv2d_weight" and min(c, o) >= 32 and n * h * w >= 128
     tiles = n * -(-h // 4) * -(-w // 4)
     if dtype == torch.bfloat16:
-        return min(c, o) >= 256 and tiles >= 128
+        wide = 64 if kind == "conv2d_weight" else 128
+        return min(c, o) >= wide and tiles >= (64 if max(c, o) <= 256 else 128)
     return min(c, o) >= 64 and tiles >= 32
 
 

@@ -23,6 +23,7 @@ namespace {
 
 constexpr int64_t MAX_TAPS = 32;      // per axis of a filter
 constexpr int64_t GRAIN = 16384;      // elements that are worth a thread of their own
+constexpr int64_t STRIP = 2048;       // samples of a strip's row
 constexpr int64_t FEW_CHANNELS = 16;  // below, a pixel's channels don't fill a vector register
 
 struct Bfloat {
@@ -288,14 +289,26 @@ template <class T> class Rows {
     std::vector<std::vector<A>> taps_x_;
 };
 
+// Output columns [first, first + num) of a problem, as a problem of its own.
+Problem strip_of(Problem p, int64_t first, int64_t num) {
+    p.x.pad -= first * p.x.down, p.x.out = num;
+    return p;
+}
+
 template <class T> void run_upfirdn2d(const Problem& p, const T* in, T* out) {
-    const Columns columns(p.x);
     const int64_t row_out = p.x.out * p.step, plane_in = p.x.in * p.y.in * p.step;
     const int64_t grain = std::max<int64_t>(1, GRAIN / std::max<int64_t>(1, row_out));
+    // In strips so narrow that the rows which several outputs share are still in the first-level cache.
+    const int64_t ideal = STRIP * p.x.up / (p.x.down * p.step), most = p.step < FEW_CHANNELS ? p.x.out : std::max<int64_t>(4, ideal);
+    const int64_t num = (p.x.out + most - 1) / most, width = (p.x.out + num - 1) / num;
     at::parallel_for(0, p.planes * p.y.out, grain, [&](int64_t begin, int64_t end) {
-        Rows<T> rows(p, columns);
-        for (int64_t i = begin; i < end; i++)
-            rows.compute(in + i / p.y.out * plane_in, i % p.y.out, out + i * row_out);
+        for (int64_t first = 0; first < p.x.out; first += width) {
+            const Problem strip = strip_of(p, first, std::min(width, p.x.out - first));
+            const Columns columns(strip.x);
+            Rows<T> rows(strip, columns);
+            for (int64_t i = begin; i < end; i++)
+                rows.compute(in + i / p.y.out * plane_in, i % p.y.out, out + i * row_out + first * p.step);
+        }
     });
 }
 

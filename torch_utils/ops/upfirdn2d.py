@@ -19,7 +19,6 @@ NATIVE_DTYPES = {
     "cuda": (torch.float32, torch.float64, torch.bfloat16, torch.float16),
 }
 NATIVE_MAX_TAPS = 32  # along an axis; longer filters are left to torch
-NATIVE_MAX_ROW = 4096  # channels times width of channels-last images that are only filtered; above, torch is faster
 NATIVE_MAX_PLANES = 16  # channels of images that are not channels-last; with more, torch is faster
 
 
@@ -108,7 +107,7 @@ def upfirdn2d(
         raise ValueError("the filter requires a gradient, but none is defined; pass f.detach()")
     if f is None or not custom_ops.fast_paths(impl) or not x.shape[0]:  # no images make no groups for _resample
         return _reference(x, f, (upx, upy), (downx, downy), (padx0, padx1, pady0, pady1), flip_filter, gain)
-    if _suits_native(x, f, upx * upy * downx * downy == 1) and custom_ops.selected(x.device.type) == "native":
+    if _suits_native(x, f) and custom_ops.selected(x.device.type) == "native":
         return _native()(x, f, upx, upy, downx, downy, padx0, padx1, pady0, pady1, flip_filter, gain)
     return _Resample.apply(x, f, (upx, upy), (downx, downy), (padx0, padx1, pady0, pady1), flip_filter, gain)
 
@@ -251,7 +250,7 @@ def _adjoint_padding(
     )
 
 
-def _suits_native(x: torch.Tensor, f: torch.Tensor, is_size_kept: bool) -> bool:
+def _suits_native(x: torch.Tensor, f: torch.Tensor) -> bool:
     """Whether the compiled operator takes this call and is faster (benchmarks/bench_ops.py)."""
     is_taken = (
         x.device == f.device
@@ -261,7 +260,6 @@ def _suits_native(x: torch.Tensor, f: torch.Tensor, is_size_kept: bool) -> bool:
     )
     if x.device.type != "cpu":
         return is_taken
-    is_wide = is_size_kept and x.shape[1] * x.shape[3] >= NATIVE_MAX_ROW
     is_last = x.is_contiguous(memory_format=torch.channels_last)
     return is_taken and (x.shape[1] < NATIVE_MAX_PLANES or not is_wide and is_last)
 
