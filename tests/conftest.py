@@ -39,7 +39,7 @@ def emulate_cuda(library: Path) -> None:
     custom_ops._outcomes["cpu"] = custom_ops.Outcome(library, "")
     for table in (bias_act.NATIVE_ACTS, bias_act.NATIVE_DTYPES, bias_act.NATIVE_MIN_NUMEL, upfirdn2d.NATIVE_DTYPES):
         table["cpu"] = table["cuda"]  # type: ignore[index]
-    upfirdn2d.NATIVE_MAX_PLANES = upfirdn2d.NATIVE_MAX_ROW = 10**9
+    upfirdn2d.NATIVE_MAX_PLANES = 10**9
     conv2d_cpu.pays, epilogue.NATIVE_ACTS = lambda *_: False, ()  # the CPU's own, which are not there now
 
 

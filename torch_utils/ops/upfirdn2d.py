@@ -261,7 +261,7 @@ def _suits_native(x: torch.Tensor, f: torch.Tensor) -> bool:
     if x.device.type != "cpu":
         return is_taken
     is_last = x.is_contiguous(memory_format=torch.channels_last)
-    return is_taken and (x.shape[1] < NATIVE_MAX_PLANES or not is_wide and is_last)
+    return is_taken and (x.shape[1] < NATIVE_MAX_PLANES or is_last)
 
 
 def _native() -> Any:
