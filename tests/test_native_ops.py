@@ -93,6 +93,24 @@ def test_any_number_of_taps(channels, layout, native) -> None:
     assert native["upfirdn2d"] == 6 * 2 * 4  # 33 taps are torch's
 
 
+@pytest.mark.parametrize("down", [1, 2, (1, 2), (2, 1)])
+@pytest.mark.parametrize("rows", [1, 2, 3, 4])
+def test_four_taps_slide_over_channels_last_images(rows, down, native) -> None:
+    rng = torch.Generator().manual_seed(rows)
+    f = torch.outer(torch.randn(rows, generator=rng), torch.randn(4, generator=rng))
+    for size in ((1, 1), (3, 2), (9, 4), (6, 150)):  # the last in several strips
+        x = torch.randn(2, 48, *size, generator=rng).contiguous(memory_format=torch.channels_last)
+        for pads in ([2, 1, 2, 1], [3, 3, 0, 4], [7, 0, 1, 9], [-1, 4, 3, -1]):
+            call = {"down": down, "padding": pads, "flip_filter": rows % 2 == 0, "gain": 1.5}
+            expected = upfirdn2d.upfirdn2d(x.double(), f, impl="ref", **call)
+            helpers.assert_close(upfirdn2d.upfirdn2d(x, f, **call), expected, 2e-6, f"{size} {pads}")
+            half = x.bfloat16()
+            expected = upfirdn2d.upfirdn2d(half.double(), f, impl="ref", **call)
+            y = upfirdn2d.upfirdn2d(half, f, **call).double()
+            assert ((y - expected).abs() <= expected.abs() * 2**-8 + 1e-5).all()
+    assert native["upfirdn2d"] >= 32
+
+
 def test_threads_and_layouts_give_the_same_numbers(native) -> None:
     x = torch.randn(3, 48, 33, 29, generator=torch.Generator().manual_seed(0))
     f, b = upfirdn2d.setup_filter(FILTERS["1331"]), torch.linspace(-1, 1, 48)

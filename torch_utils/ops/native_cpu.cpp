@@ -13,6 +13,7 @@
 #include <bit>
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 #include <limits>
 #include <numeric>
 #include <optional>
@@ -289,6 +290,92 @@ template <class T> class Rows {
     std::vector<std::vector<A>> taps_x_;
 };
 
+// ---- Filters of four taps along x on channels-last images: the columns that the outputs share stay in registers
+
+constexpr int64_t LANES = 16;
+typedef float Vec __attribute__((vector_size(LANES * sizeof(float))));
+typedef uint32_t Words __attribute__((vector_size(LANES * sizeof(uint32_t))));
+typedef uint16_t Halves __attribute__((vector_size(LANES * sizeof(uint16_t))));
+
+inline Vec load(const float* p) {
+    Vec v;
+    std::memcpy(&v, p, sizeof v);
+    return v;
+}
+inline Vec load(const Bfloat* p) {
+    Halves h;
+    std::memcpy(&h, p, sizeof h);
+    return (Vec)(__builtin_convertvector(h, Words) << 16);
+}
+inline void store(float* p, Vec v) { std::memcpy(p, &v, sizeof v); }
+inline void store(Bfloat* p, Vec v) {  // as `narrow`
+    const Words u = (Words)v, rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
+    const Words is_nan = (Words)((u & 0x7fffffffu) > 0x7f800000u);
+    const Halves h = __builtin_convertvector((rounded & ~is_nan) | (is_nan & 0x7fc0u), Halves);
+    std::memcpy(p, &h, sizeof h);
+}
+
+template <class T> bool slides(const Problem& p) {
+    return !std::is_same_v<T, double> && p.is_separable && p.x.taps == 4 && p.y.taps <= 4 && p.x.up == 1 && p.y.up == 1 &&
+           p.x.down <= 2 && p.step % LANES == 0;
+}
+
+// One output row from NY rows of the image.
+template <int DOWN, int NY, class T> void slide(const Problem& p, const T* const* rows, const float* along_y, T* out) {
+    const float t0 = p.along_x[0], t1 = p.along_x[1], t2 = p.along_x[2], t3 = p.along_x[3];
+    std::array<float, NY> ty;
+    std::copy(along_y, along_y + NY, ty.begin());
+    // Outputs [inner, outer) need no column outside of the image.
+    const int64_t inner = std::clamp<int64_t>((p.x.pad + DOWN - 1) / DOWN, 0, p.x.out);
+    const int64_t outer = std::clamp<int64_t>(floor_div(p.x.in - 4 + p.x.pad, DOWN) + 1, inner, p.x.out);
+    for (int64_t c = 0; c < p.step; c += LANES) {
+        const auto column = [&](int64_t x) {
+            Vec sum = ty[0] * load(rows[0] + x * p.step + c);
+#pragma GCC unroll 4
+            for (int m = 1; m < NY; m++) sum += ty[m] * load(rows[m] + x * p.step + c);
+            return sum;
+        };
+        const auto checked = [&](int64_t x) { return x >= 0 && x < p.x.in ? column(x) : Vec{}; };
+        const auto run = [&](int64_t first, int64_t last, const auto& next) {
+            if (first >= last) return;
+            int64_t x = first * DOWN - p.x.pad;
+            Vec a = next(x), b = next(x + 1), d{};
+            if (DOWN == 1) d = next(x + 2);
+            for (int64_t o = first; o < last; o++, x += DOWN) {
+                if (DOWN == 2) d = next(x + 2);
+                const Vec e = next(x + 3);
+                store(out + o * p.step + c, t0 * a + t1 * b + t2 * d + t3 * e);
+                if (DOWN == 1) a = b, b = d, d = e;
+                else a = d, b = e;
+            }
+        };
+        run(0, inner, checked);
+        run(inner, outer, column);
+        run(outer, p.x.out, checked);
+    }
+}
+
+template <class T> void slide_row(const Problem& p, const T* plane, int64_t o, T* out) {
+    const Meeting found = p.y.inside(o);
+    std::array<const T*, 4> rows;
+    std::array<float, 4> taps;
+    for (int64_t m = 0; m < found.count; m++) {
+        rows[m] = plane + (found.start + m) * p.x.in * p.step;
+        taps[m] = static_cast<float>(p.along_y[found.first + m]);
+    }
+    const auto with = [&](auto down) {
+        switch (found.count) {
+            case 1: return slide<down, 1>(p, rows.data(), taps.data(), out);
+            case 2: return slide<down, 2>(p, rows.data(), taps.data(), out);
+            case 3: return slide<down, 3>(p, rows.data(), taps.data(), out);
+            case 4: return slide<down, 4>(p, rows.data(), taps.data(), out);
+            default: std::fill(out, out + p.x.out * p.step, T{});
+        }
+    };
+    if (p.x.down == 1) with(std::integral_constant<int, 1>());
+    else with(std::integral_constant<int, 2>());
+}
+
 // Output columns [first, first + num) of a problem, as a problem of its own.
 Problem strip_of(Problem p, int64_t first, int64_t num) {
     p.x.pad -= first * p.x.down, p.x.out = num;
@@ -304,6 +391,12 @@ template <class T> void run_upfirdn2d(const Problem& p, const T* in, T* out) {
     at::parallel_for(0, p.planes * p.y.out, grain, [&](int64_t begin, int64_t end) {
         for (int64_t first = 0; first < p.x.out; first += width) {
             const Problem strip = strip_of(p, first, std::min(width, p.x.out - first));
+            if constexpr (!std::is_same_v<T, double>)
+                if (slides<T>(strip)) {
+                    for (int64_t i = begin; i < end; i++)
+                        slide_row(strip, in + i / p.y.out * plane_in, i % p.y.out, out + i * row_out + first * p.step);
+                    continue;
+                }
             const Columns columns(strip.x);
             Rows<T> rows(strip, columns);
             for (int64_t i = begin; i < end; i++)
