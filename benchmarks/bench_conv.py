@@ -1,5 +1,6 @@
 """Our 3x3 convolutions against torch's, forward and both gradients, and whether `conv2d_cpu.pays` chose the faster one.
 
+`prepared` is inference with weights that stay: both sides have them in their own best form before.
 Prints one line per shape: GFLOP/s of the direct sum, ratio to torch's, `!` where the choice costs more than a tenth,
 and last how much of the fastest possible time the choices lose in all. `--json FILE` keeps the seconds.
 Usage: python benchmarks/bench_conv.py [--quick] [--threads N] [--dtype float32|bfloat16] [--json FILE]
@@ -19,10 +20,10 @@ import torch
 import torch.nn.functional as F
 
 from torch_utils import custom_ops, misc
-from torch_utils.ops import conv2d_cpu
+from torch_utils.ops import conv2d_cpu, packed_conv2d
 from training import run_dir
 
-KINDS = ("conv2d", "conv2d_input", "conv2d_weight")
+KINDS = ("conv2d", "conv2d_input", "conv2d_weight", "prepared")
 QUICK = [(8, 64, 64, 64, 1), (8, 256, 256, 16, 1), (1, 128, 128, 64, 1), (8, 128, 256, 16, 2)]
 SHAPES = [  # images, channels in and out, side of the output, stride
     *[(8, c, c, side, 1) for c, side in ((512, 4), (512, 8), (512, 16), (512, 32), (256, 64), (128, 128), (64, 256))],
@@ -70,7 +71,15 @@ def cases(n: int, c: int, o: int, side: int, stride: int, dtype: torch.dtype) ->
         "conv2d_weight": torch_grad(False, True),
     }
     choose = conv2d_cpu.pays
-    return {kind: (theirs[kind], ours[kind], choose(kind, n, c, o, side, side, stride, dtype)) for kind in KINDS}
+    out = {kind: (theirs[kind], ours[kind], choose(kind, n, c, o, side, side, stride, dtype)) for kind in KINDS[:3]}
+    if stride == 1 and packed_conv2d.has_packed():
+        u, ops, ones = conv2d_cpu.prepare(w), torch.ops.mkldnn, [1, 1]
+        packed = ops._reorder_convolution_weight(w, ones, ones, ones, 1, list(x.shape))
+        out["prepared"] = (
+            lambda: ops._convolution_pointwise(x, packed, None, ones, ones, ones, 1, "none", [], ""),
+            lambda: conv2d_cpu.conv2d_prepared(x, u, o), conv2d_cpu.prepared_pays(n, c, o, side, side, dtype),
+        )  # fmt: skip
+    return out
 
 
 def main() -> None:

@@ -33,7 +33,7 @@ def native(monkeypatch):
         op_build.build(op_build.PLUGINS["cpu"])
     except op_build.NoToolsError as e:
         pytest.skip(str(e))
-    count = dict.fromkeys(conv2d_cpu._DECLARATIONS, 0)
+    count = dict.fromkeys(("conv2d", "conv2d_input", "conv2d_weight"), 0)
 
     def always(kind, *_):
         count[kind] += 1
@@ -118,6 +118,17 @@ def test_layouts_and_bias(native) -> None:
             assert y.is_contiguous(memory_format=torch.channels_last)
             helpers.assert_close(y, exact + b[:, None, None].double(), BOUND, "layout")
     assert native["conv2d"] >= 9
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_prepared_weights_give_the_same_numbers(dtype) -> None:
+    for n, c, o, size in ((2, 20, 40, (9, 7)), (1, 33, 64, (16, 4)), (1, 64, 5, (1, 1))):
+        x, w, _, _ = operands((n, c, o, size, 1, (1, 1)))
+        x, w = x.to(dtype), w.to(dtype)
+        y = conv2d_cpu.conv2d_prepared(x, conv2d_cpu.prepare(w), o)
+        assert y.dtype == dtype and torch.equal(y, conv2d_cpu.conv2d(x, w, 1, (1, 1)))
+    with pytest.raises(RuntimeError, match="no gradient"):
+        conv2d_cpu.conv2d_prepared(x.requires_grad_(), conv2d_cpu.prepare(w), o).sum().backward()
 
 
 @pytest.mark.parametrize("case", [CASES[2], CASES[6]])
@@ -226,7 +237,8 @@ def test_what_torch_asks_of_an_operator(case, own) -> None:
 
 def test_wrong_use_is_explained() -> None:
     x, w = torch.zeros(1, 4, 8, 8), torch.zeros(5, 4, 3, 3)
-    forward, to_input, to_weight = (conv2d_cpu._operator(name) for name in conv2d_cpu._DECLARATIONS)
+    names = ("conv2d", "conv2d_input", "conv2d_weight", "conv2d_prepared")
+    forward, to_input, to_weight, prepared = (conv2d_cpu._operator(name) for name in names)
     for bad in (
         lambda: forward(x[0], w, 1, 1, 1, True),
         lambda: forward(x.double(), w.double(), 1, 1, 1, True),
@@ -240,6 +252,8 @@ def test_wrong_use_is_explained() -> None:
         lambda: to_input(x, w, 8, 8, 1, 1, 1, True),
         lambda: to_input(torch.zeros(1, 5, 8, 8), w, 9, 8, 1, 1, 1, True),
         lambda: to_weight(x, torch.zeros(2, 5, 8, 8), 1, 1, 1, True),
+        lambda: conv2d_cpu.prepare(w[..., :2]),
+        lambda: prepared(x, torch.zeros(10), 5),
         lambda: to_weight(x, torch.zeros(1, 5, 8, 7), 1, 1, 1, True),
     ):
         with pytest.raises(ValueError, match="wanted|smaller|differ|don't fit"):

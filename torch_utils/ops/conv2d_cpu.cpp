@@ -357,16 +357,20 @@ int64_t blocks_at_once(const Blocks& blocks, int64_t channels) {
     return std::clamp<int64_t>(BUDGET / (4 * PLANES * blocks.size * channels), std::min<int64_t>(8, blocks.num), blocks.num);
 }
 
-// Stride 1; y has its size, which tells the padding on the far sides.
-template <class T> void winograd(const at::Tensor& x, const Kernel<T>& w, int64_t pad_y, int64_t pad_x, at::Tensor& y) {
+template <class T> at::Tensor transformed(const Kernel<T>& w) {
+    at::Tensor u = scratch(PLANES * ceil_div(w.outer, PANEL) * PANEL * w.inner);
+    transform_kernel(w, u.data_ptr<float>());
+    return u;
+}
+
+// Stride 1, with a transformed kernel; y has its size, which tells the padding on the far sides.
+template <class T> void winograd(const at::Tensor& x, const at::Tensor& u, int64_t pad_y, int64_t pad_x, at::Tensor& y) {
     const Images in(x), out(y);
     const Tiles tiles(out.n, out.h, out.w);
     const Blocks blocks(tiles.total, ROWS);
     const int64_t at_once = blocks_at_once(blocks, padded(in.c) + padded(out.c)), panels = ceil_div(out.c, PANEL);
-    const at::Tensor u = scratch(PLANES * panels * PANEL * in.c);
     const at::Tensor v = scratch(at_once * PLANES * blocks.size * padded(in.c));
     const at::Tensor m = scratch(at_once * PLANES * blocks.size * padded(out.c));
-    transform_kernel(w, u.data_ptr<float>());
     const Transformed left(v.data_ptr<float>(), in.c, blocks.size), result(m.data_ptr<float>(), out.c, blocks.size);
     const T* xs = data<T>(x);
     T* ys = data<T>(y);
@@ -651,8 +655,8 @@ at::Tensor conv2d(const at::Tensor& x, const at::Tensor& w, int64_t stride, int6
     if (!own || stride == 2) return last(at::conv2d(last(x), w.contiguous(), {}, {stride, stride}, {pad_y, pad_x}));
     at::Tensor y = at::empty({x.size(0), w.size(0), h, wide}, x.options(), at::MemoryFormat::ChannelsLast);
     if (y.numel() == 0) return y;
-    if (is_float) winograd(last(x), Kernel<float>(w, false), pad_y, pad_x, y);
-    else winograd(last(x), Kernel<Bfloat>(w, false), pad_y, pad_x, y);
+    if (is_float) winograd<float>(last(x), transformed(Kernel<float>(w, false)), pad_y, pad_x, y);
+    else winograd<Bfloat>(last(x), transformed(Kernel<Bfloat>(w, false)), pad_y, pad_x, y);
     return y;
 }
 
@@ -665,8 +669,8 @@ at::Tensor conv2d_input(const at::Tensor& dy, const at::Tensor& w, int64_t h, in
     at::Tensor dx = at::empty({dy.size(0), w.size(1), h, wide}, dy.options(), at::MemoryFormat::ChannelsLast);
     if (dx.numel() == 0) return dx;
     if (!own || stride == 2) return torch_grad(last(dy), dx, w.contiguous(), stride, pad_y, pad_x, 0);
-    if (is_float) winograd(last(dy), Kernel<float>(w, true), 2 - pad_y, 2 - pad_x, dx);
-    else winograd(last(dy), Kernel<Bfloat>(w, true), 2 - pad_y, 2 - pad_x, dx);
+    if (is_float) winograd<float>(last(dy), transformed(Kernel<float>(w, true)), 2 - pad_y, 2 - pad_x, dx);
+    else winograd<Bfloat>(last(dy), transformed(Kernel<Bfloat>(w, true)), 2 - pad_y, 2 - pad_x, dx);
     return dx;
 }
 
@@ -685,9 +689,31 @@ at::Tensor conv2d_weight(const at::Tensor& x, const at::Tensor& dy, int64_t stri
     return dw;
 }
 
+// For weights that stay: transformed once.
+at::Tensor conv2d_prepare(const at::Tensor& w) {
+    check(w, "w");
+    TORCH_CHECK_VALUE(w.size(2) == 3 && w.size(3) == 3, "weights ", w.sizes(), ", wanted [O, I, 3, 3]");
+    return w.scalar_type() == at::kFloat ? transformed(Kernel<float>(w, false)) : transformed(Kernel<Bfloat>(w, false));
+}
+
+// `conv2d` of stride 1 and padding 1 with the weights that u was made of; they give `channels` channels.
+at::Tensor conv2d_prepared(const at::Tensor& x, const at::Tensor& u, int64_t channels) {
+    check(x, "x");
+    TORCH_CHECK_VALUE(u.scalar_type() == at::kFloat && u.is_contiguous() && channels > 0 &&
+                          u.numel() == PLANES * ceil_div(channels, PANEL) * PANEL * x.size(1),
+                      "prepared weights don't fit images ", x.sizes(), ", wanted those of [", channels, ", ", x.size(1), ", 3, 3]");
+    at::Tensor y = at::empty({x.size(0), channels, x.size(2), x.size(3)}, x.options(), at::MemoryFormat::ChannelsLast);
+    if (y.numel() == 0) return y;
+    if (x.scalar_type() == at::kFloat) winograd<float>(last(x), u, 1, 1, y);
+    else winograd<Bfloat>(last(x), u, 1, 1, y);
+    return y;
+}
+
 }  // namespace
 
 TORCH_LIBRARY_IMPL(stylegan_rooted, CPU, m) {
+    m.impl("conv2d_prepare", &conv2d_prepare);
+    m.impl("conv2d_prepared", &conv2d_prepared);
     m.impl("conv2d", &conv2d);
     m.impl("conv2d_input", &conv2d_input);
     m.impl("conv2d_weight", &conv2d_weight);

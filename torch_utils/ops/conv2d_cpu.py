@@ -40,6 +40,24 @@ def conv2d_weight(x: torch.Tensor, dy: torch.Tensor, stride: int, padding: tuple
     )
 
 
+def prepare(w: torch.Tensor) -> torch.Tensor:
+    """Weights [O, I, 3, 3] in the form in which Winograd's algorithm needs them, four times as large; no gradient."""
+    return _operator("conv2d_prepare")(w)
+
+
+def conv2d_prepared(x: torch.Tensor, prepared: torch.Tensor, channels: int) -> torch.Tensor:
+    """`conv2d` of stride 1 and padding 1 with the weights [channels, I, 3, 3] that were prepared; no gradient."""
+    return _operator("conv2d_prepared")(x, prepared, channels)
+
+
+def prepared_pays(n: int, c: int, o: int, h: int, w: int, dtype: torch.dtype) -> bool:
+    """Whether `conv2d_prepared` is faster than torch's convolution with weights in its own best layout; see `pays`."""
+    tiles = n * -(-h // 4) * -(-w // 4)
+    if dtype == torch.bfloat16:
+        return min(c, o) >= 128 and tiles >= 64
+    return dtype == torch.float32 and min(c, o) >= 64 and tiles >= 16
+
+
 def takes(x: torch.Tensor, w: torch.Tensor, stride: int, padding: tuple[int, int], *, transposed: bool) -> bool:
     """Whether the operators here can do this convolution, and some part of it or of its gradients better than torch.
 
@@ -97,7 +115,7 @@ def pays(kind: str, n: int, c: int, o: int, h: int, w: int, stride: int, dtype: 
 
 
 def _operator(name: str) -> Any:
-    """One of the three compiled operators; the first call declares them all, as each is in another's gradient."""
+    """One of the compiled operators; the first call declares them all, as each is in another's gradient."""
     for key, (schema, *functions) in _DECLARATIONS.items():
         custom_ops.declare(key, schema, *functions)
     return custom_ops.declare(name, *_DECLARATIONS[name])
@@ -169,6 +187,24 @@ def _conv2d_weight_backward(ctx: Any, dw: torch.Tensor) -> tuple:
     return dx, ddy, None, None, None, None
 
 
+def _prepare_shape(w: torch.Tensor) -> torch.Tensor:
+    """How large prepared weights are depends on the processor; nothing but `conv2d_prepared` looks at them."""
+    size = torch.library.get_ctx().new_dynamic_size()
+    return torch.empty(size, dtype=torch.float32)
+
+
+def _prepared_shape(x: torch.Tensor, prepared: torch.Tensor, channels: int) -> torch.Tensor:
+    return _empty(x, x.shape[0], channels, *x.shape[2:])
+
+
+def _no_setup(ctx: Any, inputs: tuple, output: torch.Tensor) -> None:
+    """Nothing to keep."""
+
+
+def _no_backward(ctx: Any, gradient: torch.Tensor) -> tuple:
+    raise RuntimeError("prepared convolutions have no gradient; use conv2d")
+
+
 def _wants_weight(ctx: Any, index: int) -> bool:
     """torch says that a gradient is needed wherever one could be asked for; `no_weight_gradients` says it is not."""
     return ctx.needs_input_grad[index] and not weight_gradients_disabled
@@ -186,5 +222,9 @@ _DECLARATIONS: dict[str, tuple] = {
     "conv2d_weight": (
         "(Tensor x, Tensor dy, int stride, int pad_y, int pad_x, bool own) -> Tensor",
         _conv2d_weight_shape, _conv2d_weight_setup, _conv2d_weight_backward,
+    ),
+    "conv2d_prepare": ("(Tensor w) -> Tensor", _prepare_shape, _no_setup, _no_backward),
+    "conv2d_prepared": (
+        "(Tensor x, Tensor prepared, int channels) -> Tensor", _prepared_shape, _no_setup, _no_backward,
     ),
 }  # fmt: skip

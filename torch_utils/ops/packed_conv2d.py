@@ -7,9 +7,7 @@ A convolution library reorders its weights before it starts; with small images t
 import torch
 
 from torch_utils import custom_ops
-from torch_utils.ops import conv2d_gradfix
-
-OWN_MIN_PIXELS = 768  # with more pixels in a batch, the compiled 3x3 convolution of stride 1 beats packed weights
+from torch_utils.ops import conv2d_cpu, conv2d_gradfix
 
 MAX_SIZES = 2  # for which weights are kept: a batch's and that of the last one, which may be smaller
 
@@ -28,9 +26,14 @@ class PackedConv2d:
         self.transposed = transposed
         self.padding = 0 if transposed else weight.shape[2] // 2
         self._packed: dict[torch.Size, torch.Tensor] = {}  # by the size of the images, which the best layout depends on
+        self._prepared: torch.Tensor | None = None
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """Convolve channels-last images [N, I, H, W]."""
+        if self._is_ours(x):
+            if self._prepared is None:
+                self._prepared = conv2d_cpu.prepare(self.weight)
+            return conv2d_cpu.conv2d_prepared(x, self._prepared, self.weight.shape[0])
         if not self._pays(x):
             if self.transposed:
                 return conv2d_gradfix.conv_transpose2d(x, self.weight, stride=2)
@@ -51,14 +54,19 @@ class PackedConv2d:
             return ops._convolution_transpose_pointwise(x, packed, None, [0, 0], [0, 0], [2, 2], one, 1, "none", [], "")
         return ops._convolution_pointwise(x, packed, None, pads, one, one, 1, "none", [], "")
 
-    def _pays(self, x: torch.Tensor) -> bool:
-        own = x.dtype == torch.float32 and not self.transposed and len(x) * x.shape[2] * x.shape[3] >= OWN_MIN_PIXELS
+    def _is_ours(self, x: torch.Tensor) -> bool:
+        """Whether the compiled 3x3 convolution of stride 1 beats packed weights."""
+        o, c, kernel, _ = self.weight.shape
         return (
-            x.device.type == "cpu"
-            and x.dtype in (torch.float32, torch.bfloat16)
-            and not (own and custom_ops.selected() == "native")
-            and has_packed()
+            not self.transposed
+            and kernel == 3
+            and x.device.type == "cpu"
+            and conv2d_cpu.prepared_pays(len(x), c, o, x.shape[2], x.shape[3], x.dtype)
+            and custom_ops.selected() == "native"
         )
+
+    def _pays(self, x: torch.Tensor) -> bool:
+        return x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16) and has_packed()
 
 
 def has_packed() -> bool:
