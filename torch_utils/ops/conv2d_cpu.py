@@ -54,8 +54,8 @@ def prepared_pays(n: int, c: int, o: int, h: int, w: int, dtype: torch.dtype) ->
     """Whether `conv2d_prepared` is faster than torch's convolution with weights in its own best layout; see `pays`."""
     tiles = n * -(-h // 4) * -(-w // 4)
     if dtype == torch.bfloat16:
-        return min(c, o) >= 128 and tiles >= 64
-    return dtype == torch.float32 and min(c, o) >= 64 and tiles >= 16
+        return min(c, o) >= 256 and tiles >= 32
+    return dtype == torch.float32 and min(c, o) >= 64 and tiles >= 4
 
 
 def takes(x: torch.Tensor, w: torch.Tensor, stride: int, padding: tuple[int, int], *, transposed: bool) -> bool:
@@ -106,11 +106,10 @@ def pays(kind: str, n: int, c: int, o: int, h: int, w: int, stride: int, dtype: 
         dtype: float32 or bfloat16.
     """
     if stride == 2:  # torch's other two are as fast as ours would be: Winograd's for parts of a kernel save too little
-        return kind == "conv2d_weight" and min(c, o) >= 32 and n * h * w >= 128
+        return kind == "conv2d_weight" and min(c, o) >= 32 and n * h * w >= 16
     tiles = n * -(-h // 4) * -(-w // 4)
     if dtype == torch.bfloat16:
-        wide = 64 if kind == "conv2d_weight" else 128
-        return min(c, o) >= wide and tiles >= (64 if max(c, o) <= 256 else 128)
+        return min(c, o) >= 256 and tiles >= 128
     return min(c, o) >= 64 and tiles >= 32
 
 

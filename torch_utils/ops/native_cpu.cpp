@@ -20,6 +20,10 @@
 #include <type_traits>
 #include <vector>
 
+#if defined(__AVX512BF16__)
+#include <immintrin.h>
+#endif
+
 namespace {
 
 constexpr int64_t MAX_TAPS = 32;      // per axis of a filter
@@ -309,9 +313,13 @@ inline Vec load(const Bfloat* p) {
 }
 inline void store(float* p, Vec v) { std::memcpy(p, &v, sizeof v); }
 inline void store(Bfloat* p, Vec v) {  // as `narrow`
+#if defined(__AVX512BF16__) && defined(__AVX512VL__)
+    const __m256bh h = _mm512_cvtneps_pbh((__m512)v);
+#else
     const Words u = (Words)v, rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
     const Words is_nan = (Words)((u & 0x7fffffffu) > 0x7f800000u);
     const Halves h = __builtin_convertvector((rounded & ~is_nan) | (is_nan & 0x7fc0u), Halves);
+#endif
     std::memcpy(p, &h, sizeof h);
 }
 
@@ -320,31 +328,37 @@ template <class T> bool slides(const Problem& p) {
            p.x.down <= 2 && p.step % LANES == 0;
 }
 
-// One output row from NY rows of the image.
-template <int DOWN, int NY, class T> void slide(const Problem& p, const T* const* rows, const float* along_y, T* out) {
+// One output row from NY rows of the image; GROUP vectors of channels at a time, so that memory is read in long runs.
+template <int DOWN, int NY, int GROUP, class T> void slide(const Problem& p, const T* const* rows, const float* along_y, T* out) {
     const float t0 = p.along_x[0], t1 = p.along_x[1], t2 = p.along_x[2], t3 = p.along_x[3];
     std::array<float, NY> ty;
     std::copy(along_y, along_y + NY, ty.begin());
     // Outputs [inner, outer) need no column outside of the image.
     const int64_t inner = std::clamp<int64_t>((p.x.pad + DOWN - 1) / DOWN, 0, p.x.out);
     const int64_t outer = std::clamp<int64_t>(floor_div(p.x.in - 4 + p.x.pad, DOWN) + 1, inner, p.x.out);
-    for (int64_t c = 0; c < p.step; c += LANES) {
+    for (int64_t c = 0; c < p.step; c += GROUP * LANES) {
         const auto column = [&](int64_t x) {
-            Vec sum = ty[0] * load(rows[0] + x * p.step + c);
+            std::array<Vec, GROUP> sum;
 #pragma GCC unroll 4
-            for (int m = 1; m < NY; m++) sum += ty[m] * load(rows[m] + x * p.step + c);
+            for (int g = 0; g < GROUP; g++) {
+                sum[g] = ty[0] * load(rows[0] + x * p.step + c + g * LANES);
+#pragma GCC unroll 4
+                for (int m = 1; m < NY; m++) sum[g] += ty[m] * load(rows[m] + x * p.step + c + g * LANES);
+            }
             return sum;
         };
-        const auto checked = [&](int64_t x) { return x >= 0 && x < p.x.in ? column(x) : Vec{}; };
+        const auto checked = [&](int64_t x) { return x >= 0 && x < p.x.in ? column(x) : std::array<Vec, GROUP>{}; };
         const auto run = [&](int64_t first, int64_t last, const auto& next) {
             if (first >= last) return;
             int64_t x = first * DOWN - p.x.pad;
-            Vec a = next(x), b = next(x + 1), d{};
+            std::array<Vec, GROUP> a = next(x), b = next(x + 1), d{};
             if (DOWN == 1) d = next(x + 2);
             for (int64_t o = first; o < last; o++, x += DOWN) {
                 if (DOWN == 2) d = next(x + 2);
-                const Vec e = next(x + 3);
-                store(out + o * p.step + c, t0 * a + t1 * b + t2 * d + t3 * e);
+                const std::array<Vec, GROUP> e = next(x + 3);
+#pragma GCC unroll 4
+                for (int g = 0; g < GROUP; g++)
+                    store(out + o * p.step + c + g * LANES, t0 * a[g] + t1 * b[g] + t2 * d[g] + t3 * e[g]);
                 if (DOWN == 1) a = b, b = d, d = e;
                 else a = d, b = e;
             }
@@ -363,17 +377,21 @@ template <class T> void slide_row(const Problem& p, const T* plane, int64_t o, T
         rows[m] = plane + (found.start + m) * p.x.in * p.step;
         taps[m] = static_cast<float>(p.along_y[found.first + m]);
     }
-    const auto with = [&](auto down) {
+    const auto with = [&](auto down, auto group) {
         switch (found.count) {
-            case 1: return slide<down, 1>(p, rows.data(), taps.data(), out);
-            case 2: return slide<down, 2>(p, rows.data(), taps.data(), out);
-            case 3: return slide<down, 3>(p, rows.data(), taps.data(), out);
-            case 4: return slide<down, 4>(p, rows.data(), taps.data(), out);
+            case 1: return slide<down, 1, group>(p, rows.data(), taps.data(), out);
+            case 2: return slide<down, 2, group>(p, rows.data(), taps.data(), out);
+            case 3: return slide<down, 3, group>(p, rows.data(), taps.data(), out);
+            case 4: return slide<down, 4, group>(p, rows.data(), taps.data(), out);
             default: std::fill(out, out + p.x.out * p.step, T{});
         }
     };
-    if (p.x.down == 1) with(std::integral_constant<int, 1>());
-    else with(std::integral_constant<int, 2>());
+    const std::integral_constant<int, 1> one;
+    const std::integral_constant<int, 2> two;
+    const std::integral_constant<int, 4> four;
+    const bool is_wide = p.step % (4 * LANES) == 0;
+    if (p.x.down == 1) is_wide ? with(one, four) : with(one, one);
+    else is_wide ? with(two, four) : with(two, one);
 }
 
 // Output columns [first, first + num) of a problem, as a problem of its own.
@@ -385,18 +403,17 @@ Problem strip_of(Problem p, int64_t first, int64_t num) {
 template <class T> void run_upfirdn2d(const Problem& p, const T* in, T* out) {
     const int64_t row_out = p.x.out * p.step, plane_in = p.x.in * p.y.in * p.step;
     const int64_t grain = std::max<int64_t>(1, GRAIN / std::max<int64_t>(1, row_out));
+    if constexpr (!std::is_same_v<T, double>)
+        if (slides<T>(p))
+            return at::parallel_for(0, p.planes * p.y.out, grain, [&](int64_t begin, int64_t end) {
+                for (int64_t i = begin; i < end; i++) slide_row(p, in + i / p.y.out * plane_in, i % p.y.out, out + i * row_out);
+            });
     // In strips so narrow that the rows which several outputs share are still in the first-level cache.
     const int64_t ideal = STRIP * p.x.up / (p.x.down * p.step), most = p.step < FEW_CHANNELS ? p.x.out : std::max<int64_t>(4, ideal);
     const int64_t num = (p.x.out + most - 1) / most, width = (p.x.out + num - 1) / num;
     at::parallel_for(0, p.planes * p.y.out, grain, [&](int64_t begin, int64_t end) {
         for (int64_t first = 0; first < p.x.out; first += width) {
             const Problem strip = strip_of(p, first, std::min(width, p.x.out - first));
-            if constexpr (!std::is_same_v<T, double>)
-                if (slides<T>(strip)) {
-                    for (int64_t i = begin; i < end; i++)
-                        slide_row(strip, in + i / p.y.out * plane_in, i % p.y.out, out + i * row_out + first * p.step);
-                    continue;
-                }
             const Columns columns(strip.x);
             Rows<T> rows(strip, columns);
             for (int64_t i = begin; i < end; i++)

@@ -19,6 +19,7 @@ NATIVE_DTYPES = {
     "cuda": (torch.float32, torch.float64, torch.bfloat16, torch.float16),
 }
 NATIVE_MAX_TAPS = 32  # along an axis; longer filters are left to torch
+NATIVE_MAX_BF16_ROW = 8192  # channels times width of bfloat16 images that are only filtered; above, torch is faster
 NATIVE_MAX_PLANES = 16  # channels of images that are not channels-last; with more, torch is faster
 
 
@@ -107,7 +108,7 @@ def upfirdn2d(
         raise ValueError("the filter requires a gradient, but none is defined; pass f.detach()")
     if f is None or not custom_ops.fast_paths(impl) or not x.shape[0]:  # no images make no groups for _resample
         return _reference(x, f, (upx, upy), (downx, downy), (padx0, padx1, pady0, pady1), flip_filter, gain)
-    if _suits_native(x, f) and custom_ops.selected(x.device.type) == "native":
+    if _suits_native(x, f, upx * upy, downx * downy) and custom_ops.selected(x.device.type) == "native":
         return _native()(x, f, upx, upy, downx, downy, padx0, padx1, pady0, pady1, flip_filter, gain)
     return _Resample.apply(x, f, (upx, upy), (downx, downy), (padx0, padx1, pady0, pady1), flip_filter, gain)
 
@@ -250,7 +251,7 @@ def _adjoint_padding(
     )
 
 
-def _suits_native(x: torch.Tensor, f: torch.Tensor) -> bool:
+def _suits_native(x: torch.Tensor, f: torch.Tensor, up: int, down: int) -> bool:
     """Whether the compiled operator takes this call and is faster (benchmarks/bench_ops.py)."""
     is_taken = (
         x.device == f.device
@@ -261,7 +262,10 @@ def _suits_native(x: torch.Tensor, f: torch.Tensor) -> bool:
     if x.device.type != "cpu":
         return is_taken
     is_last = x.is_contiguous(memory_format=torch.channels_last)
-    return is_taken and (x.shape[1] < NATIVE_MAX_PLANES or is_last)
+    is_slower = up > 1  # channels-last and many channels
+    if x.dtype == torch.bfloat16:
+        is_slower = up == down == 1 and x.shape[1] * x.shape[3] >= NATIVE_MAX_BF16_ROW
+    return is_taken and (x.shape[1] < NATIVE_MAX_PLANES or is_last and not is_slower)
 
 
 def _native() -> Any:
