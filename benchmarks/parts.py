@@ -109,7 +109,9 @@ class FlopsSubject:
     BATCH = 2  # they are proportional to the batch, and counting costs a step
 
     def __init__(self, variant: Variant, root: Path) -> None:
-        variant = Variant(path="reference", allocator="project", size=variant.size, batch=self.BATCH)
+        variant = Variant(
+            path="reference", allocator="project", size=variant.size, batch=self.BATCH, threads=variant.threads
+        )
         self.training = TrainingSubject(variant, root)
         self.facts: dict[str, float] = {}
 

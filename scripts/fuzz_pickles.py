@@ -295,9 +295,10 @@ def run_atheris(num_runs: int, seed: int, keep: Path | None) -> None:
     """Coverage-guided: the fuzzer sees the branches of our reader and mutates towards new ones. Ends the process."""
     import atheris
 
-    with atheris.instrument_imports(include=["torch_utils.pickle_reader", "training.network_pickle"]):
+    read_by = ["torch_utils.pickle_reader", "training.network_pickle", "training.network_file"]
+    with atheris.instrument_imports(include=read_by):
         from stylegan_rooted import inspect  # noqa: F401
-        from training import network_pickle
+        from training import network_file, network_pickle
 
     guard = Guard()
     with tempfile.TemporaryDirectory() as folder:
@@ -309,7 +310,7 @@ def run_atheris(num_runs: int, seed: int, keep: Path | None) -> None:
             guard.caught.clear()
             guard.armed = True
             try:
-                network_pickle.parse(data)
+                network_file.parse(data)
             except network_pickle.PickleError as error:
                 assert str(error).isprintable(), error
             finally:
@@ -318,7 +319,7 @@ def run_atheris(num_runs: int, seed: int, keep: Path | None) -> None:
 
         load_codecs()
         for data in genuine().values():
-            network_pickle.parse(data)
+            network_file.parse(data)
         flags = [f"-runs={num_runs}", f"-seed={seed + 1}", f"-timeout={MAX_SEC}", "-rss_limit_mb=4096"]
         flags.append(f"-artifact_prefix={keep or folder}/")
         atheris.Setup([sys.argv[0], *flags, "-max_len=100000", folder], one_input)

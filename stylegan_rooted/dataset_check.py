@@ -29,7 +29,7 @@ BORDER_SHARE = 0.04  # of the side that must be of one colour, on two opposite s
 BORDER_SPREAD = 6  # largest range of grey levels within a border
 GREY_SPREAD = 8  # largest difference between channels of a grey image stored in colour
 GREY_AMONG = 0.5  # grey images are a finding where they are fewer than this share
-BLUR_RATIO = 0.004  # `_detail` below which an image counts as enlarged; photographs have 0.03 and more
+BLUR_RATIO = 0.004  # `_detail` below which an image counts as enlarged
 EXTREME_ASPECT = 1.6
 IMBALANCE = 10.0  # largest class over smallest
 SMALL_CLASS = 50
@@ -261,7 +261,7 @@ def _jumps(lines: np.ndarray, width: int) -> bool:
 def _detail(grey: np.ndarray) -> float:
     """Mean power of the finest frequencies (0.35 to 0.5 cycles a pixel) over that at a third of them.
 
-    About 1 for noise, a few hundredths for photographs, next to nothing for what was enlarged.
+    Next to nothing for what was enlarged to two to four times its size; more than that also empties the middle.
     """
     side = min(*grey.shape, 512)
     if side < 32:

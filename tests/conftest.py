@@ -3,6 +3,7 @@
 import os
 import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 # One thread, also in child processes: repeatable sums, and no waiting for a core that another process holds.
@@ -72,14 +73,12 @@ def pytest_terminal_summary(terminalreporter) -> None:
 
 
 @pytest.fixture(autouse=True)
-def one_thread() -> None:
-    """A test that trained with more threads must not leave them to the next: sums would differ in their last bits."""
+def threads_stay() -> Iterator[None]:
+    """A test that leaves more threads to the next changes its sums, and hangs those that fork: it fails, by name."""
     import torch
 
-    torch.set_num_threads(1)
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that fork come first: a pool of threads that another test starts would not survive in their children."""
-    forking = {"forked", "processes", "run_processes"}
-    items.sort(key=lambda item: forking.isdisjoint(vars(getattr(item, "module", None) or object)))
+    before = torch.get_num_threads()
+    yield
+    after = torch.get_num_threads()
+    torch.set_num_threads(before)
+    assert after == before, f"this test leaves {after} threads behind, there were {before}"

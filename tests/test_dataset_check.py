@@ -56,7 +56,7 @@ def test_a_clean_set_has_no_findings(clean, capsys):
 
 
 def test_planted_defects_are_all_found(clean):
-    """Twelve defects among forty good images."""
+    """Eleven planted files among forty good images."""
     (clean / "a-broken.png").write_bytes((clean / "00.png").read_bytes()[:200])
     (clean / "b-text.txt").write_text("hello")
     picture(1).save(clean / "c-copy.png")
@@ -88,7 +88,7 @@ def test_planted_defects_are_all_found(clean):
     assert "asymmetric" not in found and "class-balance" not in found
 
 
-def test_mirrored_text_is_noticed(tmp_path):
+def test_light_from_one_side_is_noticed(tmp_path):
     """Light from the left in every picture: mirroring would change what the set is."""
     for i in range(60):
         pixels = np.asarray(picture(i)).astype(np.float32)
@@ -108,7 +108,7 @@ def test_asymmetry_test_keeps_its_level():
         flip = random.rand(30) < 0.5
         small[flip] = small[flip, :, ::-1]
         alarms += dataset_check.asymmetry(small)["verdict"] != "mirror looks safe"
-    assert alarms <= 3  # 1 % expected; 3 of 40 has a probability below 0.1 %
+    assert alarms <= 3  # 1 % of 40 expected; more than 3 have a probability below 0.1 %
 
 
 def test_class_balance_from_folders_and_labels(clean):

@@ -30,7 +30,6 @@ def implementation(request, monkeypatch) -> str:
             pytest.skip(custom_ops.problem())
         monkeypatch.setitem(bias_act.NATIVE_MIN_NUMEL, "cpu", 0)
         monkeypatch.setattr(upfirdn2d, "NATIVE_MAX_PLANES", 10**9)
-        monkeypatch.setattr(upfirdn2d, "NATIVE_MAX_ROW", 10**9)
     for module, name in SUITES.values():  # of "the definition" and "whatever is fastest" only the one that is meant
         monkeypatch.setattr(module, name, getattr(module, name)[: 1 if request.param == "definition" else None][-1:])
     return request.param

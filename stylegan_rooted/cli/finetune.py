@@ -38,7 +38,7 @@ FIELDS = [
     Field(
         "--resume",
         "resume",
-        "Network pickle to start from: a path, a URL, or none to train from scratch.",
+        "Network file to start from: a path, a URL, or none to train from scratch.",
         group="Main",
     ),
     Field("--outdir", "runtime.outdir", "Where run folders are made.", group="Main"),

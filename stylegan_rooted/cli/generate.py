@@ -94,7 +94,7 @@ def image_options(function: Callable) -> Callable:
 
 
 @click.command("generate", cls=GroupedCommand)
-@click.option("--network", required=True, cls=GroupedOption, group="Main", help="Network pickle: a path or URL.")
+@click.option("--network", required=True, cls=GroupedOption, group="Main", help="Network file: a path or URL.")
 @click.option(
     "--seeds", type=Seeds(), required=True, cls=GroupedOption, group="Main", help="Seeds, e.g. 0-31 or 1,5,7-9."
 )

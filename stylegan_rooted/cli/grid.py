@@ -9,7 +9,7 @@ COLS, ROWS = 8, 4
 
 
 @click.command("grid", cls=GroupedCommand)
-@click.option("--network", required=True, cls=GroupedOption, group="Main", help="Network pickle: a path or URL.")
+@click.option("--network", required=True, cls=GroupedOption, group="Main", help="Network file: a path or URL.")
 @click.option("--out", required=True, cls=GroupedOption, group="Main", help="PNG file to write.")
 @click.option(
     "--seeds",

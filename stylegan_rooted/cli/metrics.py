@@ -44,7 +44,7 @@ FIELDS = [
 
 
 @click.command("metrics", cls=GroupedCommand)
-@click.option("--network", required=True, cls=GroupedOption, group="Main", help="Network pickle: a path or URL.")
+@click.option("--network", required=True, cls=GroupedOption, group="Main", help="Network file: a path or URL.")
 @click.option("--data", required=True, cls=GroupedOption, group="Main", help="Folder or zip of real images.")
 @click.option(
     "--subset",
