@@ -1,0 +1,162 @@
+"""Paired intervals: closed forms, SciPy as the reference, coverage by simulation, and what a verdict may claim."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+from helpers import assert_close
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from stylegan_rooted import paired
+from stylegan_rooted.paired import compare_pairs, paired_difference, paired_ratio, verdict
+
+D = np.array([0.3, -1.2, 0.9, 2.2, 0.4])
+ZERO = np.zeros(5)
+
+
+def test_student_is_the_textbook_formula_and_scipys() -> None:
+    found = paired_difference(D, ZERO, method="t")
+    half = 2.7764451051977987 * D.std(ddof=1) / math.sqrt(5)  # t at 0.975 with 4 degrees of freedom
+    assert_close([found.mean, found.low, found.high], [0.52, 0.52 - half, 0.52 + half], 1e-12)
+    reference = stats.ttest_rel(D + 7, ZERO + 7).confidence_interval(0.95)
+    assert_close([found.low, found.high], [reference.low, reference.high], 1e-12)
+
+
+def test_two_pairs_have_three_means() -> None:
+    """Resamples of (0, 1): means 0, 1/2, 1 with probabilities 1/4, 1/2, 1/4."""
+    wide = paired_difference([0, 1], [0, 0], method="percentile", level=0.6)
+    narrow = paired_difference([0, 1], [0, 0], method="percentile", level=0.4)
+    assert (wide.low, wide.high) == (0, 1) and (narrow.low, narrow.high) == (0.5, 0.5)
+
+
+@pytest.mark.parametrize("n", [2, 4, 5])
+def test_all_resamples_are_counted(n) -> None:
+    """Against the n^n ordered ones."""
+    d = np.random.default_rng(n).normal(size=n)
+    means = np.sort([np.mean(c) for c in itertools.product(d, repeat=n)])
+    for level in (0.5, 0.8, 0.9, 0.95):
+        found = paired_difference(d, np.zeros(n), method="percentile", level=level)
+        least = math.ceil((1 - level) / 2 * n**n - 1e-9)
+        assert_close([found.low, found.high], [means[least - 1], means[-least]], 1e-12, f"{level}")
+
+
+@pytest.mark.parametrize("n", [6, 8, 12, 30])
+@pytest.mark.parametrize("method", ["bca", "percentile"])
+def test_scipys_bootstrap_agrees(n, method) -> None:
+    """Within what drawing resamples leaves open: a 40th of the interval's length."""
+    d = np.random.default_rng(n).exponential(size=n) - 0.3
+    found = paired_difference(d, np.zeros(n), method=method)
+    reference = stats.bootstrap(
+        (d,), np.mean, method=method, n_resamples=40_000, rng=np.random.default_rng(1)
+    ).confidence_interval
+    slack = (found.high - found.low) / 40
+    assert abs(found.low - reference.low) < slack and abs(found.high - reference.high) < slack
+
+
+def test_coverage_is_what_the_page_says() -> None:
+    """Share of simulated experiments whose 95 % interval covers the truth: docs/compare.md quotes these."""
+    rng = np.random.default_rng(0)
+    samples = {n: rng.normal(size=[num, n]) for n, num in ((3, 2000), (5, 2000), (8, 800))}
+
+    def coverage(n: int, method: str) -> float:
+        intervals = [paired_difference(d, np.zeros(n), method=method) for d in samples[n]]
+        return float(np.mean([not i.excludes(0) for i in intervals]))
+
+    assert {n: coverage(n, "t") for n in samples} == pytest.approx({3: 0.95, 5: 0.95, 8: 0.95}, abs=0.015)
+    assert {n: coverage(n, "bca") for n in samples} == pytest.approx({3: 0.75, 5: 0.84, 8: 0.89}, abs=0.03)
+
+
+@settings(deadline=None)
+@given(st.lists(st.floats(-1e3, 1e3, allow_subnormal=False), min_size=2, max_size=6), st.sampled_from(paired.METHODS))
+def test_swapping_shifting_and_scaling(d, method) -> None:
+    zero = [0.0] * len(d)
+    there, back = paired_difference(d, zero, method=method), paired_difference(zero, d, method=method)
+    assert (there.low, there.high) == (-back.high, -back.low)
+    doubled = paired_difference([2 * x for x in d], zero, method=method)
+    assert (doubled.low, doubled.high) == (2 * there.low, 2 * there.high)
+    slack = 1e-9 * (1 + max(map(abs, d)))
+    assert there.low - slack <= there.mean <= there.high + slack
+
+
+def test_what_both_share_cancels() -> None:
+    seeds = np.array([100.0, -50.0, 7.0, 3.0, 0.5])
+    assert_close(
+        list(vars(paired_difference(D + seeds, seeds)).values())[:3],
+        list(vars(paired_difference(D, ZERO)).values())[:3],
+        1e-12,
+    )
+
+
+def test_ratios_are_differences_of_logarithms() -> None:
+    found = paired_ratio([2.0, 8.0], [1.0, 2.0], method="t")
+    logs = paired_difference([math.log(2), math.log(4)], [0, 0], method="t")
+    assert_close([found.mean, found.low, found.high], np.exp([logs.mean, logs.low, logs.high]), 1e-12)
+    assert found.mean == pytest.approx(8**0.5)
+    with pytest.raises(ValueError, match="positive"):
+        paired_ratio([1.0], [0.0])
+
+
+@pytest.mark.parametrize(
+    "a, b, options, message",
+    [
+        ([1], [1, 2], {}, "one length"),
+        ([], [], {}, "no pair"),
+        ([math.nan], [1], {}, "finite"),
+        ([1], [1], {"method": "magic"}, "bca, percentile, t"),
+        ([1], [1], {"level": 1.0}, "level"),
+    ],
+)
+def test_refusals(a, b, options, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        paired_difference(a, b, **options)
+
+
+def test_one_pair_and_equal_pairs() -> None:
+    one = paired_difference([1.0], [3.0])
+    assert (one.mean, one.low, one.high, one.n) == (-2, -math.inf, math.inf, 1)
+    assert paired_ratio([1.0], [4.0]).low == 0 and paired_ratio([1.0], [4.0]).high == math.inf
+    assert verdict("a", "b", compare_pairs([1.0], [3.0]), what="FD").outcome == paired.TOO_FEW
+    same = compare_pairs(D, D)
+    assert (same.bootstrap.low, same.student.high) == (0, 0)
+    assert verdict("a", "b", same, what="FD").outcome == paired.NONE_SEEN
+
+
+def test_verdicts() -> None:
+    clear = np.array([-5.0, -5.2, -4.9, -5.1, -4.8])
+    found = verdict("rooted:k=2", "logistic", compare_pairs(clear, ZERO), what="final FD")
+    assert found.outcome == paired.BETTER
+    assert found.text.startswith("rooted:k=2 against logistic, final FD: better (mean difference -5, 95% interval -5.")
+    assert "n = 5" in found.text and "5 pairs are few: these intervals are coarse" in found.text
+    assert "p = 0.062" in found.text
+    assert verdict("a", "b", compare_pairs(-clear, ZERO), what="FD").outcome == paired.WORSE
+    assert verdict("a", "b", compare_pairs(-clear, ZERO), what="accuracy", lower_is_better=False).outcome == "better"
+    none = verdict("a", "b", compare_pairs(D, ZERO), what="FD")
+    assert none.outcome == paired.NONE_SEEN and "is not excluded" in none.text
+
+
+def test_many_comparisons_ask_for_more() -> None:
+    d = np.array([-1.0, -2.0, -1.5, -0.4, -2.4])
+    assert verdict("a", "b", compare_pairs(d, ZERO), what="FD").outcome == paired.BETTER
+    among = verdict("a", "b", compare_pairs(d, ZERO, num_comparisons=20), what="FD")
+    assert among.outcome == paired.NONE_SEEN and "one of 20" in among.text
+    with pytest.raises(ValueError, match="below 1"):
+        compare_pairs(d, ZERO, num_comparisons=0)
+
+
+def test_where_the_intervals_disagree_nothing_is_claimed() -> None:
+    """The bootstrap of few pairs is too narrow: here it alone excludes zero."""
+    d = np.array([-0.2, -3.0, -0.9, -0.1, -2.0])
+    found = compare_pairs(d, ZERO)
+    assert found.bootstrap.excludes(0) and not found.student.excludes(0)
+    told = verdict("a", "b", found, what="FD")
+    assert told.outcome == paired.NONE_SEEN and "only one of the two intervals" in told.text
+
+
+def test_false_alarms_stay_below_the_level() -> None:
+    """Two arms that are the same: a difference is claimed in about 5 % of 2,000 simulated experiments."""
+    samples = np.random.default_rng(3).normal(size=[2000, 5])
+    claimed = [verdict("a", "b", compare_pairs(d, ZERO), what="FD").outcome != paired.NONE_SEEN for d in samples]
+    assert np.mean(claimed) == pytest.approx(0.05, abs=0.015)  # three standard errors
