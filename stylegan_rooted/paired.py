@@ -9,11 +9,11 @@ many comparisons were made.
 
 import itertools
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy import stats
 
 LEVEL = 0.95
@@ -81,7 +81,7 @@ class Verdict:
 
 
 def paired_difference(
-    a: Sequence[float], b: Sequence[float], *, method: str = "bca", level: float = LEVEL, seed: int = 0
+    a: ArrayLike, b: ArrayLike, *, method: str = "bca", level: float = LEVEL, seed: int = 0
 ) -> Interval:
     """Mean of a - b over pairs, with an interval.
 
@@ -102,9 +102,7 @@ def paired_difference(
     return _interval(first - second, method, level, seed)
 
 
-def paired_ratio(
-    a: Sequence[float], b: Sequence[float], *, method: str = "bca", level: float = LEVEL, seed: int = 0
-) -> Interval:
+def paired_ratio(a: ArrayLike, b: ArrayLike, *, method: str = "bca", level: float = LEVEL, seed: int = 0) -> Interval:
     """Geometric mean of a / b over pairs, with an interval: `paired_difference` of logarithms, put back.
 
     Raises:
@@ -117,9 +115,7 @@ def paired_ratio(
     return Interval(math.exp(found.mean), low, high, found.n, method, level)
 
 
-def compare_pairs(
-    a: Sequence[float], b: Sequence[float], *, num_comparisons: int = 1, level: float = LEVEL
-) -> Comparison:
+def compare_pairs(a: ArrayLike, b: ArrayLike, *, num_comparisons: int = 1, level: float = LEVEL) -> Comparison:
     """All intervals of a - b. `num_comparisons`: how many such comparisons are looked at together.
 
     Raises:
