@@ -123,10 +123,10 @@ def from_steps(run: Run) -> Estimate:
 
 
 def snapshot_bytes(run: Run) -> int:
-    """Networks of one snapshot, and its grid of images uncompressed, which is the most it can take."""
+    """Networks of one snapshot, its inference file, and its grid of images uncompressed, the most it can take."""
     columns, rows = run.grid.size
     pixels = columns * rows * run.dataset.resolution**2 * run.dataset.num_channels
-    return pixels + sum(_tensor_bytes(net) for net in (run.G, run.D, run.G_ema))
+    return pixels + sum(_tensor_bytes(net) for net in (run.G, run.D, run.G_ema, run.G_ema))
 
 
 def state_bytes(run: Run) -> int:

@@ -133,7 +133,7 @@ def run_process(
     try:
         opened = resume.shared(opened, env)
         if opened.how == resume.FINISHED:
-            say(f"Finished already: {opened.path}. A larger --kimg trains it longer; --restart starts a new run")
+            say(opened.note)
             return Outcome(opened.path)
         return _train(plan, opened, say, progress_bar)
     finally:
@@ -175,9 +175,10 @@ def _train(plan: "Plan", opened: resume.Opened, say: Say, progress_bar: Callable
         say_what_is_saved(path, error, say if env.is_main else silence)
         raise
     if progress.cur_nimg < progress.total_nimg:
-        reason = hooks.stop_requested or "--patience"
+        reason = hooks.stop_requested or resume.PATIENCE
         log("stopped", progress.cur_nimg, reason=reason)
-        say(f"Stopped by {reason} at {progress.cur_nimg / 1000:g} kimg; the same command goes on")
+        goes_on = "the same command" if hooks.stop_requested else "it with a larger --patience"
+        say(f"Stopped by {reason} at {progress.cur_nimg / 1000:g} kimg; {goes_on} goes on")
         return Outcome(path, hooks.stop_requested)
     log(resume.FINISHED, progress.cur_nimg)
     say(f"Done: {path}")
@@ -623,12 +624,9 @@ def build_run(
     learning = generator_parameters(G, choice)
     if not choice.mapping:
         G.mapping.eval()  # its average of w stays, too
-    adapters = None
 
     def adapted(adam: Any) -> LowRankAdapters:
-        nonlocal adapters
-        adapters = LowRankAdapters(G, G_ema, rank=choice.rank, adam=adam, seed=config.runtime.seed)
-        return adapters
+        return LowRankAdapters(G, G_ema, rank=choice.rank, adam=adam, seed=config.runtime.seed)
 
     phases = build_phases(
         G,
@@ -681,7 +679,7 @@ def build_run(
         stats=stats,
         loss=loss,
         phases=phases,
-        adapters=adapters,
+        adapters=next((phase.opt for phase in phases if isinstance(phase.opt, LowRankAdapters)), None),
         grid=fixed_grid(dataset, G.z_dim, config.runtime.seed, config.runtime.grid),
         progress=Progress(total_nimg=round(config.schedule.kimg * 1000), tick_nimg=round(config.schedule.tick * 1000)),
         training_set_kwargs=training_set_kwargs(config, dataset),
@@ -879,7 +877,7 @@ class RunHooks:
             if warning not in self._warned:
                 self._warned.add(warning)
                 self.say(f"Warning: {warning}")
-        best, patience = measuring.record_best(run.path), run.config.metric.patience
+        best, patience = measuring.record_best(run.path, run.config.schedule.keep_best), run.config.metric.patience
         if best is not None and patience is not None and best.since >= patience and not self.plateau:
             self.plateau = True
             self.say(

@@ -1,5 +1,5 @@
-"""Measurements of a run in training: how many images they may take, beside the loop in a process of their own, the best
-snapshot so far, and whether there is progress still. Knows run folders and evaluators; knows nothing of the loop.
+"""Measurements of a run in training: how many images they may take, beside the loop in a process of their own, and the
+best snapshot on record. Knows run folders and evaluators; knows nothing of the loop.
 
 `python -m stylegan_rooted.measuring JOB.json RESULT.json` is that other process.
 """
@@ -22,15 +22,11 @@ import torch
 from metrics.evaluate import MetricResult
 from metrics.features import MetricUnavailable
 from stylegan_rooted.evaluation import Evaluator
-from training import run_dir
+from training import measured, run_dir
 from training.config import SHORT_METRICS, FinetuneConfig
 from training.dataset import ImageDataset
 
 BEST_FILE = "best-snapshot.json"
-HEADLINES = (("fid", True), ("fd", True), ("fid50k_full", True), ("fid50k", True), ("kid", False), ("kd", False))
-"""Figures that may choose the best snapshot, in order of preference, and whether a warning rules them out: as
-`metrics.evaluate.headline` does, the kernel distance leads where there are too few images for the Fréchet distance."""
-
 TOO_EARLY = "--metrics-budget knows how long training takes from the next snapshot on"
 MIN_NUM = 100
 PROBE_NUM = 32
@@ -54,59 +50,12 @@ class Measurement:
 # --- the best snapshot
 
 
-@dataclass(frozen=True)
-class Best:
-    """The best snapshot of a run by its headline figure.
-
-    Attributes:
-        metric: Name of the figure; lower is better for all of them.
-        value: The figure.
-        std_error: See `MetricResult`.
-        snapshot: File name of the snapshot.
-        kimg: When it was taken.
-        num_measured: Measurements of this figure.
-        since: How many of them came after the best one.
-    """
-
-    metric: str
-    value: float
-    std_error: float | None
-    snapshot: str
-    kimg: float
-    num_measured: int
-    since: int
-
-
-def best_of(path: Path) -> Best | None:
-    """The best snapshot according to a run folder's metric-*.jsonl; None where nothing was measured."""
-    for metric, only_sure in HEADLINES:
-        rows = [row for row in run_dir.read_jsonl(path / f"metric-{metric}.jsonl") if _usable(row, metric, only_sure)]
-        if not rows:
-            continue
-        rows.sort(key=lambda row: row["kimg"])
-        index = min(range(len(rows)), key=lambda i: rows[i]["results"][metric])
-        best = rows[index]
-        error = (best.get("errors") or {}).get(metric)
-        value, since = best["results"][metric], len(rows) - 1 - index
-        return Best(metric, value, error, best["snapshot_pkl"], best["kimg"], len(rows), since)
-    return None
-
-
-def record_best(path: Path) -> Best | None:
-    """`best_of`, also written to the run folder."""
-    best = best_of(path)
+def record_best(path: Path, kind: str) -> measured.Best | None:
+    """`measured.best_of`, also written to the run folder."""
+    best = measured.best_of(path, kind)
     if best is not None:
         run_dir.write_json(path / BEST_FILE, dataclasses.asdict(best))
     return best
-
-
-def _usable(row: Any, metric: str, only_sure: bool) -> bool:
-    if not isinstance(row, dict) or not isinstance(row.get("results"), dict):
-        return False
-    numbers = (row["results"].get(metric), row.get("kimg"))
-    if not all(isinstance(number, int | float) for number in numbers) or not row.get("snapshot_pkl"):
-        return False
-    return not (only_sure and row.get("warnings"))
 
 
 # --- how many images

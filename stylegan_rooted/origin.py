@@ -83,13 +83,13 @@ def _of_run(run: Path, snapshot: str) -> dict[str, Any]:
 
 
 def _metrics(run: Path, snapshot: str) -> list[dict[str, Any]]:
-    """Of every figure the row of this snapshot; none of other snapshots, whose figures say nothing about it."""
+    """Of every figure the row of this snapshot or its inference file; those of other snapshots say nothing about it."""
     rows = []
     for path in sorted(run.glob("metric-*.jsonl")):
         found = [
             row
             for row in run_dir.read_jsonl(path)
-            if isinstance(row, dict) and name_of(row.get("snapshot_pkl", "")) == snapshot
+            if isinstance(row, dict) and PurePath(name_of(row.get("snapshot_pkl", ""))).stem == PurePath(snapshot).stem
         ]
         if found:
             keep = ("metric", "results", "kimg", "provenance")

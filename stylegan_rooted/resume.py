@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from torch_utils.distributed import DistEnv
-from training import checkpoint, run_dir
+from training import checkpoint, measured, run_dir
 from training.config import FinetuneConfig
 from training.dataset import DatasetError, ImageDataset
 from training.run_lock import FolderLock
@@ -62,6 +62,7 @@ MAY_CHANGE = {
     "runtime.nobench": ROUND_OFF,
     "runtime.desc": "without effect: the folder keeps its name",
 }
+PATIENCE = "--patience"  # the reason of a stop in history.jsonl, where it is no signal's name
 NEW, CONTINUED, BEGUN_AGAIN, FINISHED = "started", "continued", "started again", "finished"
 
 Say = Callable[[str], None]
@@ -91,6 +92,7 @@ class Opened:
     Attributes:
         how: `NEW`, `CONTINUED`, `BEGUN_AGAIN` (nothing had been saved yet) or `FINISHED` (nothing to do, not held).
         state, state_path: Where to go on from; None unless continued.
+        note: What to say where there is nothing to do.
     """
 
     path: Path
@@ -98,6 +100,7 @@ class Opened:
     lock: FolderLock | None = None
     state: dict[str, Any] | None = None
     state_path: Path | None = None
+    note: str = ""
 
 
 class ChangedOptions(ValueError):
@@ -202,10 +205,21 @@ class _Run:
         """Something was saved that can be gone on from."""
         return bool(checkpoint.find(self.path))
 
-    def finished(self, total_nimg: int) -> bool:
-        """It has come to its end, and `total_nimg` is not beyond that."""
+    def done(self, config: FinetuneConfig) -> str | None:
+        """Why a command with this configuration has nothing more to do here, and what would go on; or None."""
         ends = [row for row in self.history if row.get("event") == FINISHED]
-        return bool(ends) and int(ends[-1].get("nimg", 0)) >= total_nimg
+        if ends and int(ends[-1].get("nimg", 0)) >= round(config.schedule.kimg * 1000):
+            return f"Finished already: {self.path}. A larger --kimg trains it longer"
+        patience, last = config.metric.patience, self.history[-1] if self.history else {}
+        if patience is None or (last.get("event"), last.get("reason")) != ("stopped", PATIENCE):
+            return None
+        best = measured.best_of(self.path, config.schedule.keep_best)
+        if best is None or best.since < patience:
+            return None
+        return (
+            f"Stopped already on its plateau: {self.path}. No better {best.metric} in {best.since} measurements since "
+            f"{best.snapshot} ({best.value:.4g}). A larger --patience, or none, trains on"
+        )
 
     def differences(self, wanted: Wanted) -> list[tuple[str, Any, Any]]:
         """Fields that differ and may not; the data's and the pickle's content under the option that names them."""
@@ -239,12 +253,12 @@ def _numbered(outdir: Path) -> list[Path]:
 
 def _reopen(run: _Run, wanted: Wanted, say: Say) -> Opened:
     """Hold a run that this command means, and find where it goes on."""
-    total_nimg = round(wanted.config.schedule.kimg * 1000)
     lock = _hold(run)
     try:
-        if run.finished(total_nimg):
+        done = run.done(wanted.config)
+        if done is not None:
             lock.release()
-            return Opened(run.path, FINISHED)
+            return Opened(run.path, FINISHED, note=f"{done}; --restart starts a new run")
         run_dir.remove_leftovers(run.path)
         found = checkpoint.latest(run.path, say)
         if found is None and (list(run.path.glob("network-snapshot-*.pkl")) or list(run.path.glob("*.damaged"))):
@@ -278,7 +292,7 @@ def _refuse_changes(runs: list[_Run], wanted: Wanted, flags: Mapping[str, str]) 
     candidates = []
     for run in runs:
         same_name = Path(run.config.data.path).absolute().stem == name
-        if not same_name or run.finished(round(run.config.schedule.kimg * 1000)) or not run.has_state:
+        if not same_name or run.done(run.config) or not run.has_state:
             continue
         try:
             FolderLock(run.path, wait=False).release()

@@ -75,6 +75,7 @@ TRAINING_RANK = {
     "checkpoint": 1,
     "run_dir": 1,
     "run_lock": 1,
+    "measured": 2,
     "phases": 2,
     "training_loop": 3,
 }

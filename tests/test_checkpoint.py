@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers import assert_close
 from PIL import Image
+from processes import run_processes
 
 from stylegan_rooted import finetune
 from training import checkpoint, network_pickle, run_dir
@@ -82,7 +84,7 @@ def assert_same_run(path: Path, reference: Path) -> None:
     assert {p.name for p in path.iterdir() if not p.name.startswith("events.")} == names
     for name in sorted(names):
         ours, theirs = path / name, reference / name
-        if name.endswith((".png", ".pkl")):
+        if name.endswith((".png", ".pkl", ".safetensors", ".config.json")):
             assert ours.read_bytes() == theirs.read_bytes(), name
         elif name.endswith(".jsonl") and name != "history.jsonl":
             lines = [[json.dumps(run_dir.without_timing(r)) for r in run_dir.read_jsonl(f)] for f in (ours, theirs)]
@@ -212,6 +214,52 @@ def test_a_position_in_the_order_of_images_is_found_again() -> None:
         drawn = [next(stream) for _ in range(200)]
         late = iter(InfiniteSampler(7, rank, 3, seed=5, start=120))
         assert [next(late) for _ in range(80)] == drawn[120:]
+
+
+def test_a_state_from_before_there_were_rollbacks_goes_on_and_a_lacking_one_is_named(pictures, tmp_path) -> None:
+    settings = config(pictures, tmp_path, schedule=ScheduleConfig(kimg=0.004))
+    state = checkpoint.read(checkpoint.find(finetune.run(settings, say=quiet))[0])
+    del state["progress"]["num_rollbacks"]
+    run = finetune.build_run(finetune.prepare(settings), tmp_path, state=state)
+    assert run.progress.num_rollbacks == 0 and run.progress.cur_nimg == 4
+    del state["progress"]["step"]
+    with pytest.raises(checkpoint.StateError, match="does not fit this run: 'step'"):
+        finetune.build_run(finetune.prepare(settings), tmp_path, state=state)
+
+
+def test_a_restored_run_has_the_state_it_was_given(pictures, tmp_path) -> None:
+    """Everything, ADA's open sums among it, which only rarely tip a scale."""
+    settings = config(pictures, tmp_path, schedule__kimg=0.024, loss=LossConfig(k="1.5:3@0.04"))
+    state = checkpoint.read(checkpoint.find(finetune.run(settings, say=quiet))[0])
+    assert state["ada"]["sums"] and any(state["stats"]["sums"]) and state["data"]["drawn"] == 24
+    run = finetune.build_run(finetune.prepare(settings), tmp_path, state=state)
+    assert_same_state(checkpoint.capture(run), state)
+    run.ada.load_state_dict(state["ada"], share=0.0)  # as processes but the first do
+    assert run.ada.state_dict()["sums"] == [0, 0]
+
+
+def test_several_processes_go_on_exactly_and_one_goes_on_for_them(pictures, tmp_path) -> None:
+    def train(outdir: str, kimg: float):
+        settings = config(pictures, tmp_path / outdir, schedule__kimg=kimg, metric=MetricConfig(metrics=("none",)))
+        return lambda rank: finetune.run(settings, say=quiet)
+
+    (reference,) = set(run_processes(tmp_path / "1", 2, train("whole", 0.036)))
+    (path,) = set(run_processes(tmp_path / "2", 2, train("pieces", 0.020)))
+    (alone,) = set(run_processes(tmp_path / "3", 2, train("alone", 0.020)))
+    assert set(run_processes(tmp_path / "4", 2, train("pieces", 0.036))) == {path}
+    assert train("alone", 0.036)(0) == alone
+    snapshot = "network-snapshot-000000.pkl"
+    assert (path / snapshot).read_bytes() == (reference / snapshot).read_bytes()
+    # Sums of several processes are put together when a state is saved, so figures may differ in their last digit.
+    rows = [run_dir.read_jsonl(p / "stats.jsonl") for p in (path, reference)]
+    for ours, theirs in zip(*rows, strict=True):
+        for name, figure in run_dir.without_timing(theirs).items():
+            assert ours[name] == (pytest.approx(figure, rel=1e-12) if name != "state" else figure), name
+    ours, theirs = (network_pickle.load(p / snapshot) for p in (alone, reference))
+    for name in ("G", "D", "G_ema"):
+        other = getattr(theirs, name).state_dict()
+        for key, value in getattr(ours, name).state_dict().items():
+            assert_close(value, other[key], 1e-5, f"{name}.{key}")
 
 
 def test_a_state_of_other_networks_is_refused(pictures, tmp_path) -> None:

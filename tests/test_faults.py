@@ -396,6 +396,9 @@ def test_snapshot_budget(command, tmp_path, monkeypatch) -> None:
     # Snapshots after 4, 12, 20, 28, 36, 44, 52, 60 images; their numbers are 0 to 7.
     kept = [int(p.stem.removeprefix("network-snapshot-")) for p in sorted(path.glob("*.pkl"))]
     assert kept == [4, 12, 28, 52, 60]
+    for kind in ("safetensors", "config.json"):  # the inference files go and stay with them
+        assert [p.name for p in sorted(path.glob(f"*.{kind}"))] == [f"network-snapshot-{n:06d}.{kind}" for n in kept]
+    assert json.loads((path / "best-snapshot.json").read_text())["snapshot"] == "network-snapshot-000012.pkl"
     assert len(list(path.glob("fakes0*.png"))) == 8  # the pictures all stay
     rows = [json.loads(line) for line in (path / "metric-kd.jsonl").read_text().splitlines()]
     assert len(rows) == 8 and len(checkpoint.find(path)) == 2

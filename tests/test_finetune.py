@@ -14,7 +14,7 @@ from helpers import assert_close
 from PIL import Image
 
 from stylegan_rooted import cli, evaluation, finetune
-from training import execution, network_pickle, run_dir, training_loop
+from training import execution, network_pickle, run_dir, training_loop, weights_file
 from training.config import (
     AugmentConfig,
     DataConfig,
@@ -134,7 +134,9 @@ def test_a_run_leaves_exactly_these_files_and_can_be_resumed(pictures, tmp_path,
         "log.txt",
         "metric-fd.jsonl",
         "metric-kd.jsonl",
+        "network-snapshot-000000.config.json",
         "network-snapshot-000000.pkl",
+        "network-snapshot-000000.safetensors",
         "reals.png",
         "stats.jsonl",
         "training-state-000000004.pt",
@@ -188,6 +190,24 @@ def test_a_run_leaves_exactly_these_files_and_can_be_resumed(pictures, tmp_path,
     assert torch.equal(before["D.b8.fromrgb.weight"], after["D.b8.fromrgb.weight"])  # frozen
     assert not torch.equal(before["D.b8.conv1.weight"], after["D.b8.conv1.weight"])
     assert capsys.readouterr().out == ""
+
+
+def test_the_file_beside_a_snapshot_makes_the_same_images_and_starts_runs(pictures, tmp_path) -> None:
+    path = finetune.run(tiny(pictures, tmp_path / "runs", metric=MetricConfig(metrics=("kid",), num=4)), say=quiet)
+    file = path / "network-snapshot-000000.safetensors"
+    for network in (file, file.with_suffix(".pkl")):
+        assert run_cli("generate", "--network", network, "--seeds", "1", "--outdir", tmp_path / network.suffix) == 0
+    (ours,), (theirs,) = ((tmp_path / ending).glob("*.png") for ending in (".safetensors", ".pkl"))
+    assert ours.read_bytes() == theirs.read_bytes()
+    header = weights_file.read(file.read_bytes())[1]
+    assert header == json.loads(file.with_suffix(".config.json").read_text()) and set(header["networks"]) == {"G_ema"}
+    assert header["training"]["kimg"] == 0.016 and header["training"]["options"]["loss"]["name"] == "logistic"
+    assert str(tmp_path) not in json.dumps(header)  # such files are given away
+    assert run_cli("convert", file, tmp_path / "given.safetensors") == 0
+    assert json.loads((tmp_path / "given.config.json").read_text())["metrics"][0]["metric"] == "kd"
+    said: list[str] = []
+    finetune.run(tiny(pictures, tmp_path / "warm", resume=str(file), network=NetworkConfig()), say=said.append)
+    assert any("no discriminator in the file: a new one" in line for line in said)
 
 
 def test_runs_are_deterministic_and_metrics_disturb_nothing(pictures, tmp_path) -> None:

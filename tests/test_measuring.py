@@ -13,7 +13,7 @@ from test_finetune import pictures, quiet, tiny  # noqa: F401
 from metrics.evaluate import MetricResult
 from metrics.features import MetricUnavailable
 from stylegan_rooted import evaluation, finetune, measuring
-from training import run_dir
+from training import measured, run_dir
 from training.config import MetricConfig, ScheduleConfig
 
 
@@ -34,23 +34,39 @@ def write(path: Path, rows: list[MetricResult], nimg: int) -> None:
 
 
 def test_best_snapshot_and_measurements_since(tmp_path):
-    assert measuring.record_best(tmp_path) is None and not list(tmp_path.iterdir())
+    assert measuring.record_best(tmp_path, "auto") is None and not list(tmp_path.iterdir())
     for nimg, fd, kd in ((0, 9.0, 0.5), (4000, 3.0, 0.9), (8000, 4.0, 0.1), (12000, 3.5, 0.2)):
         write(tmp_path, [row("fd", fd), row("kd", kd)], nimg)
-    best = measuring.record_best(tmp_path)
-    assert best == measuring.Best("fd", 3.0, 0.1, "network-snapshot-000004.pkl", 4.0, 4, 2)
+    best = measuring.record_best(tmp_path, "auto")
+    assert best == measured.Best("fd", 3.0, 0.1, "network-snapshot-000004.pkl", 4.0, 4, 2)
     assert json.loads((tmp_path / measuring.BEST_FILE).read_text()) == dataclasses.asdict(best)
 
 
 def test_kernel_distance_leads_where_images_are_few(tmp_path):
     for nimg, fd, kd in ((0, 9.0, 0.5), (4000, 3.0, 0.9)):
         write(tmp_path, [row("fd", fd, "too few"), row("kd", kd)], nimg)
-    best = measuring.best_of(tmp_path)
+    best = measured.best_of(tmp_path)
     assert best is not None and (best.metric, best.snapshot, best.since) == ("kd", "network-snapshot-000000.pkl", 1)
+    assert measured.best_of(tmp_path, "fid").snapshot == "network-snapshot-000004.pkl"  # asked for in spite of that
     write(tmp_path, [row("fid", 1.0)], 8000)
     with open(tmp_path / "metric-fid.jsonl", "a") as f:
         f.write('{"results": {"fid": "x"}}\n[1]\n{"results": {"fid": null}, "kimg": 1}\n')
-    assert measuring.best_of(tmp_path).metric == "fid"
+    assert measured.best_of(tmp_path).metric == "fid" and measured.distances(tmp_path) == [1.0]
+    write(tmp_path, [row("fd", 5.0), row("kd", 0.7)], 12000)  # back to the other detector: its figures decide
+    assert (measured.best_of(tmp_path).metric, measured.best_of(tmp_path).num_measured) == ("fd", 1)
+    assert measured.distances(tmp_path) == [9.0, 3.0, 5.0]
+
+
+def test_a_snapshot_whose_figures_are_still_to_come_is_spared(tmp_path):
+    for number in (0, 4, 8):
+        for ending in ("pkl", "safetensors", "config.json"):
+            (tmp_path / f"network-snapshot-{number:06d}.{ending}").write_bytes(b"")
+        (tmp_path / f"adapter-{number:06d}.safetensors").write_bytes(b"")
+    (tmp_path / ".measuring-4012.pkl").write_bytes(b"")
+    assert measured.pending(tmp_path) == {"network-snapshot-000004.pkl"}
+    run_dir.prune_snapshots(tmp_path, 1, measured.pending(tmp_path))
+    assert len(list(tmp_path.glob("*00004.*"))) == len(list(tmp_path.glob("*00008.*"))) == 4
+    assert not list(tmp_path.glob("*00000.*"))
 
 
 def test_records_keep_the_familys_figures_together():
@@ -130,9 +146,22 @@ def test_patience_stops_a_run_without_progress(pictures, tmp_path, monkeypatch):
     path = finetune.run(config, say=said.append)
     assert len(run_dir.read_jsonl(path / "metric-fd.jsonl")) == 4
     assert any("No better fd in 2 measurements since network-snapshot-000000.pkl (1)" in line for line in said)
-    assert any(line.startswith("Stopped by --patience at ") for line in said)
+    (line,) = [line for line in said if line.startswith("Stopped by --patience at ")]
+    assert line.endswith("; it with a larger --patience goes on")
+    before = {file.name: file.read_bytes() for file in path.iterdir()}
+    assert finetune.run(config, say=said.append) == path  # the same command: nothing is trained, and why is said
+    assert said[-1] == (
+        f"Stopped already on its plateau: {path}. No better fd in 2 measurements since network-snapshot-000000.pkl "
+        "(1). A larger --patience, or none, trains on; --restart starts a new run"
+    )
+    assert {file.name: file.read_bytes() for file in path.iterdir()} == before
     best = json.loads((path / measuring.BEST_FILE).read_text())
     assert (best["value"], best["since"], best["num_measured"]) == (1.0, 2, 4)
+    # Another command is not held up by it, as by any run that came to its end; a larger --patience measures on.
+    assert finetune.run(config.replace(runtime__seed=1, metric__metrics=("none",)), say=quiet) != path
+    again, values = config.replace(metric__patience=3), iter([1.5, 0.5, 0.6, 0.6, 0.6])
+    assert finetune.run(again, say=said.append) == path
+    assert [r["results"]["fd"] for r in run_dir.read_jsonl(path / "metric-fd.jsonl")][2:] == [2.0, 1.5, 0.5] + [0.6] * 3
 
 
 def test_budget_in_a_run(pictures, tmp_path, monkeypatch):  # noqa: F811

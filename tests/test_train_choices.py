@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from stylegan_rooted.cli import main
-from training import adapters, network_pickle, weights_file
+from training import adapters, network_file, network_pickle, weights_file
 from training.config import OptimConfig, parse_train
 from training.networks import Discriminator, Generator
 from training.trainable import generator_parameters
@@ -95,6 +95,8 @@ def test_adapters_merge_to_the_last_bit(start, tmp_path):
     merged = tmp_path / "merged.pkl"
     assert run("surgery", start[1], merged, "--merge", file) == 0
     ours = network_pickle.load(merged).G_ema.state_dict()
+    beside = network_file.load(folder / "network-snapshot-000000.safetensors").G_ema.state_dict()
+    assert all(torch.equal(ours[name], value) for name, value in beside.items())
     assert all(torch.equal(ours[name], value) for name, value in snapshot.G_ema.state_dict().items())
     assert run("surgery", merged, tmp_path / "twice.pkl", "--merge", file) == 1, "made for another base"
     # G is the base plus the factors themselves: it differs from the average, and by the same rank.

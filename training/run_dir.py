@@ -109,30 +109,18 @@ def remove_leftovers(path: Path) -> None:
         file.unlink(missing_ok=True)
 
 
-def measurements(path: Path, metric: str) -> list[tuple[float, str | None]]:
-    """(value, file name of the snapshot) of a metric, `fid` or `kid`, by the detector in use, in order."""
-    kinds = {"fid": r"metric-(fid|fd)(50k(_full)?)?\.jsonl", "kid": r"metric-(kid|kd)(50k(_full)?)?\.jsonl"}
-    files = [file for file in sorted(path.glob("metric-*.jsonl")) if re.fullmatch(kinds.get(metric, "-"), file.name)]
-    tables = [rows for file in files if (rows := read_jsonl(file))]
-    if not tables:
-        return []
-    rows = max(tables, key=lambda table: table[-1].get("timestamp") or 0)  # of the detector in use
-    return [(value, row["snapshot_pkl"]) for row in rows for value in row["results"].values() if value is not None]
-
-
-def best_snapshot(path: Path, metric: str) -> str | None:
-    """File name of the snapshot with the smallest value of a metric (`fid` or `kid`, by any detector), or None."""
-    found = [(value, name) for value, name in measurements(path, metric) if name and (path / name).exists()]
-    return min(found)[1] if found else None
-
-
 def prune_snapshots(path: Path, keep_last: int, spared: Container[str | None]) -> None:
-    """Remove all network-snapshot-* but the newest `keep_last` and those whose pickle's name is in `spared`."""
+    """Remove all snapshots but the newest `keep_last` and those whose pickle's name is in `spared`, all their files.
+
+    The pickle goes last: a process killed in between finds the rest at the next snapshot. Grids of images stay.
+    """
     pickles = sorted(path.glob("network-snapshot-*.pkl"), key=lambda p: (len(p.name), p.name))
     for old in pickles[:-keep_last]:
         if old.name not in spared:
-            for file in path.glob(f"{old.stem}.*"):
-                file.unlink(missing_ok=True)
+            number = old.stem.removeprefix("network-snapshot-")
+            others = (f"{old.stem}.safetensors", f"{old.stem}.config.json", f"adapter-{number}.safetensors")
+            for name in (*others, old.name):
+                (path / name).unlink(missing_ok=True)
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:

@@ -4,6 +4,7 @@ What a run is made of comes in as a `Run`; what happens beside training (progres
 """
 
 import contextlib
+import dataclasses
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ import torch
 from dnnlib.util import format_time, naming
 from torch_utils import images, seeding
 from torch_utils.distributed import DistEnv
-from training import checkpoint, execution, network_pickle, run_dir, watchdog, weights_file
+from training import checkpoint, execution, measured, network_pickle, run_dir, watchdog, weights_file
 from training.ada import AdaController
 from training.adapters import LowRankAdapters
 from training.config import FinetuneConfig
@@ -92,7 +93,7 @@ class Progress:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what `state_dict` returned: the clock goes on as if the run had not been away."""
         for name in self._COUNTERS:
-            setattr(self, name, state[name])
+            setattr(self, name, {"num_rollbacks": 0, **state}[name])  # from before there were rollbacks
         now = time.time()
         self.start_time = now - state["elapsed_sec"]
         self.tick_start_time = self.tick_end_time = now - state["tick_elapsed_sec"]
@@ -447,13 +448,12 @@ def look(run: Run) -> dict[str, Scalar]:
 def judge(run: Run, row: dict[str, Any]) -> Verdict:
     """The run's state, from the ticks in its folder and this one."""
     history = [Figures.of_row(before) for before in run_dir.read_jsonl(run.path / "stats.jsonl")]
-    distances = [value for value, _ in run_dir.measurements(run.path, "fid")]
     p_max = run.ada.p_max if run.ada is not None else None
-    return watchdog.judge([*history, Figures.of_row(row)], p_max=p_max, distances=distances)
+    return watchdog.judge([*history, Figures.of_row(row)], p_max=p_max, distances=measured.distances(run.path))
 
 
 def save_snapshot(run: Run) -> Path:
-    """Write the image grid and the exchange pickle of this moment; returns the pickle's path."""
+    """Write the image grid, the exchange pickle and the inference file of this moment; returns the pickle's path."""
     name = run.progress.kimg_name
     path = run.path / f"network-snapshot-{name}.pkl"
     with run.env.together("saving a snapshot"):
@@ -473,9 +473,18 @@ def write_snapshot(run: Run, name: str, path: Path) -> None:
         augment_pipe=run.augment_pipe,
         training_set_kwargs=run.training_set_kwargs,
     )
+    config = weights_file.save(path.with_suffix(".safetensors"), G_ema=run.G_ema, about=origin(run))
+    run_dir.write_json(path.with_suffix(".config.json"), config)
     if run.adapters is not None:
         path = run.path / f"adapter-{name}.safetensors"
         weights_file.save_adapter(path, run.adapters.averaged, base=run.adapters.base_fingerprint)
+
+
+def origin(run: Run) -> dict[str, Any]:
+    """What an inference file says of its origin; no paths, as such files are given away."""
+    options = {"loss": dataclasses.asdict(run.config.loss)}
+    data = {"path": run.dataset.name, "num_images": run.dataset.num_source_images, "resolution": run.dataset.resolution}
+    return {"training": {"kimg": run.progress.cur_nimg / 1000, "options": options}, "data": data}
 
 
 def keep_to_budget(run: Run) -> None:
@@ -487,9 +496,8 @@ def keep_to_budget(run: Run) -> None:
     if schedule.keep_every and progress.tick // schedule.snap % schedule.keep_every == 0:
         progress.milestones = [*(name for name in progress.milestones if name != newest), newest]
     if run.env.is_main:
-        wanted = [name[:3] for name in run.config.metric.metrics if name.startswith(("fid", "kid"))]
-        metric = (wanted or ["none"])[0] if schedule.keep_best == "auto" else schedule.keep_best
-        spared = {*progress.milestones, run_dir.best_snapshot(run.path, metric)}
+        best = None if schedule.keep_best == "none" else measured.best_of(run.path, schedule.keep_best)
+        spared = {*progress.milestones, *measured.pending(run.path), best.snapshot if best else None}
         run_dir.prune_snapshots(run.path, schedule.keep_last, spared)
 
 

@@ -65,7 +65,8 @@ FIELDS = [
     Field(
         "--keep-best",
         "schedule.keep_best",
-        "Metric whose best snapshot --keep-last spares: auto (the first of --metrics), fid, kid or none.",
+        "Figure that chooses the best snapshot, which --keep-last spares: auto (FID, or KID where images are too few), "
+        "fid, kid; none spares none.",
         click.Choice(list(KEEP_BEST)),
         "Schedule",
     ),
