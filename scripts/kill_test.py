@@ -29,7 +29,7 @@ import torch  # noqa: E402
 
 from stylegan_rooted import cli  # noqa: E402
 from torch_utils import images  # noqa: E402
-from training import checkpoint, network_pickle, run_dir  # noqa: E402
+from training import checkpoint, network_file, run_dir  # noqa: E402
 
 OPTIONS = (
     "--resume none --cbase 64 --cmax 8 --zdim 8 --wdim 8 --batch 4 --batch-gpu 2 --device cpu --grid 2x2 --mirror true "
@@ -38,15 +38,17 @@ OPTIONS = (
 ).split()
 STARTED_SEC = 0.25  # what a run takes before its first step; only for the choice of moments
 STEP_SEC = 0.06
+KINDS = ("time", "time", "call", "write")  # of every four kills in a row; see `Moments`
 CALLS = ("fsync", "replace", "unlink", "truncate")
 
 
 @dataclass
 class Report:
-    """What the kills did."""
+    """What the kills did, and of which kinds the next ones are."""
 
     lines: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+    to_come: list[str] = field(default_factory=list)
     in_save: int = 0
 
 
@@ -99,7 +101,8 @@ def torture_once(
 ) -> None:
     """Start the command, kill it at a random moment, and look at what is left."""
     before = newest_good(outdir)
-    kind = rng.choice(["time", "time", *per_step])
+    report.to_come = report.to_come or rng.sample(KINDS, len(KINDS))
+    kind = report.to_come[-1]
     note = outdir.parent / "note"
     note.unlink(missing_ok=True)
     if kind in per_step:
@@ -112,6 +115,7 @@ def torture_once(
     code = wait(pid)
     if code == 0:
         return  # it was done first: no kill
+    report.to_come.pop()
     after = newest_good(outdir)
     where = note.read_text() if note.exists() else "at a random time"
     lost = after < before or bool(unreadable(outdir))
@@ -232,10 +236,12 @@ def unreadable(outdir: Path) -> list[str]:
     """Saved files that cannot be read: none, ever, under their own names."""
     bad = []
     for folder in outdir.iterdir() if outdir.exists() else ():
-        for file in folder.glob("*.p*"):
+        for file in sorted(folder.glob("*.*")):
             try:
-                if file.suffix == ".pkl":
-                    network_pickle.load(file)
+                if file.suffix in (".pkl", ".safetensors"):
+                    network_file.load(file)
+                elif file.suffix == ".json":
+                    json.loads(file.read_text(encoding="utf-8"))
                 elif file.suffix == ".pt":
                     checkpoint.read(file)
                 elif file.suffix == ".png":
@@ -250,7 +256,7 @@ def differences(path: Path, reference: Path) -> list[str]:
     found = []
     for file in sorted(reference.iterdir()):
         other = path / file.name
-        if file.suffix in (".png", ".pkl", ".safetensors"):
+        if file.suffix in (".png", ".pkl", ".safetensors") or file.name.endswith(".config.json"):
             same = other.exists() and other.read_bytes() == file.read_bytes()
         elif file.suffix == ".jsonl" and file.name != "history.jsonl":
             same = other.exists() and rows(other) == rows(file)
