@@ -265,6 +265,7 @@ def prepare(variant: Variant) -> None:
 
 SUBJECTS: dict[str, Any] = {
     "train": TrainingSubject,
+    "choice": subjects.ChoiceSubject,
     "infer": subjects.InferenceSubject,
     "ops": OpsSubject,
     "peak": PeakSubject,

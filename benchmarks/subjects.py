@@ -5,6 +5,7 @@ A subject has names of pieces (`Gmain`, `infer`, ...) and runs one piece per cal
 that the commands use, so what is timed is what ships.
 """
 
+import copy
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +18,7 @@ from PIL import Image
 from benchmarks import onnx_export, reference
 from stylegan_rooted import finetune
 from torch_utils import images
-from training import execution, training_loop
+from training import execution, network_pickle, networks, training_loop, weights_file
 from training.config import FinetuneConfig, RuntimeConfig
 from training.ema import ema_beta, update_ema
 
@@ -56,6 +57,7 @@ class Variant:
         augment: With geometry and colour augmentation at p = 0.5.
         ops: Value of STYLEGAN_ROOTED_OPS; empty = as it is.
         channel_base, channel_max, resolution: Instead of the size's own, for scaling; 0 = the size's.
+        train: Words of `--train`, for fine-tuning from a snapshot; empty = from scratch, everything learns.
     """
 
     path: str = "ours"
@@ -69,6 +71,7 @@ class Variant:
     channel_base: int = 0
     channel_max: int = 0
     resolution: int = 0
+    train: str = ""
 
     @property
     def network(self) -> NetworkSize:
@@ -85,7 +88,7 @@ def knows_precision(precision: str) -> bool:
 
 
 def run_config(variant: Variant, data: Path, outdir: Path) -> FinetuneConfig:
-    """A run from scratch, as `finetune --fp32`/`--precision` would have it: no clamp, logistic loss."""
+    """A run as `finetune --fp32`/`--precision` would have it: no clamp, logistic loss."""
     net, known = variant.network, {f.name for f in dataclasses.fields(RuntimeConfig)}
     precision: dict[str, Any] = {"precision": variant.precision} if "precision" in known else {"fp32": True}
     config = FinetuneConfig().replace(
@@ -106,7 +109,20 @@ def run_config(variant: Variant, data: Path, outdir: Path) -> FinetuneConfig:
         runtime__device="cpu",
         runtime__threads=variant.threads,
     )
+    if variant.train:
+        start = write_snapshot(outdir / "start.pkl", net)
+        config = config.replace(resume=str(start), optim__train=variant.train, network=FinetuneConfig().network)
     return config.replace(**{f"runtime__{name}": value for name, value in precision.items()})
+
+
+def write_snapshot(path: Path, net: NetworkSize) -> Path:
+    """Networks of that size with random weights, to fine-tune from."""
+    width = {"channel_base": net.channel_base, "channel_max": net.channel_max}
+    mapping = {"num_layers": net.map_depth}
+    G = networks.Generator(512, 0, 512, net.resolution, 3, mapping_kwargs=mapping, synthesis_kwargs=width)
+    D = networks.Discriminator(0, net.resolution, 3, **width)
+    network_pickle.save(path, G=G, D=D, G_ema=copy.deepcopy(G))
+    return path
 
 
 def write_images(folder: Path, resolution: int, num: int = NUM_IMAGES) -> Path:
@@ -156,6 +172,39 @@ class TrainingSubject:
         else:
             training_loop.step_phase(self.run, self.phases[name], self.real, self.labels)
             self.run.progress.cur_nimg += self.variant.batch  # other latents next time
+
+
+class ChoiceSubject(TrainingSubject):
+    """The same of a run with `--train`; `facts` says what it keeps, once every phase has run."""
+
+    def __init__(self, variant: Variant, root: Path) -> None:
+        super().__init__(variant, root)
+        self.root = root
+
+    @property
+    def facts(self) -> dict[str, float]:
+        """Numbers with gradients and bytes of optimiser state, of G and of D; bytes of the snapshot and the adapter."""
+        out = {}
+        for letter in "GD":
+            phase = self.phases[f"{letter}main"]
+            out[f"gradients {letter}"] = sum(parameter.numel() for parameter in phase.parameters)
+            out[f"optimizer {letter}"] = num_bytes(phase.opt.state_dict().get("adam", phase.opt.state_dict()))
+        path = self.root / "snapshot.pkl"
+        network_pickle.save(path, G=self.run.G, D=self.run.D, G_ema=self.run.G_ema)
+        out["snapshot"] = path.stat().st_size
+        if self.run.adapters is not None:
+            path = self.root / "adapter.safetensors"
+            weights_file.save_adapter(path, self.run.adapters.averaged, base=self.run.adapters.base_fingerprint)
+            out["adapter"] = path.stat().st_size
+        return out
+
+
+def num_bytes(value: Any) -> int:
+    """Of all tensors in nested dicts and lists."""
+    if isinstance(value, torch.Tensor):
+        return value.numel() * value.element_size()
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
+    return sum(num_bytes(item) for item in items)
 
 
 class InferenceSubject:

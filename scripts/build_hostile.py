@@ -96,11 +96,11 @@ def whole(item: Any, protocol: int = 4) -> bytes:
     return b"\x80" + bytes([protocol]) + value(item) + b"."
 
 
-def storage_bytes(numel: int, content: bytes, dtype: str = "FloatStorage") -> bytes:
+def storage_bytes(numel: int, content: bytes, dtype: str = "FloatStorage", keys: tuple = ("0",)) -> bytes:
     """PyTorch's container from before its zip format around one storage, as tensors in snapshots carry it."""
     key = ("storage", line_named("torch", dtype), "0", "cpu", numel, None)
-    parts = [whole(TORCH_MAGIC, 2), whole(1001, 2), whole(HEADER, 2), b"\x80\x02" + value(key) + b"Q.", whole(["0"], 2)]
-    return b"".join(parts) + struct.pack("<q", numel) + content
+    head = whole(TORCH_MAGIC, 2) + whole(1001, 2) + whole(HEADER, 2)
+    return head + b"\x80\x02" + value(key) + b"Q." + whole(list(keys), 2) + struct.pack("<q", numel) + content
 
 
 def tensor(size: tuple, stride: tuple, offset: Any = 0, *, numel: int = 4, content: bytes = bytes(16)) -> Raw:
@@ -378,6 +378,9 @@ def lies() -> Iterator[Case]:
     odd = call(FROM_BYTES, storage_bytes(4, bytes(16), "UntypedStorage"))
     yield "storage_untyped", "lie", "a storage of another class", with_tensor(
         call(REBUILD, odd, 0, (4,), (1,), False, call(ORDERED)))  # fmt: skip
+    for name, entry in (("number", 0), ("list", []), ("object", call(ORDERED))):
+        what = f"an old file of torch.save whose list of storages holds a {name} beside a name"
+        yield f"legacy_key_{name}", "lie", what, storage_bytes(4, bytes(16), keys=("0", entry))
     yield "tensor_of_text", "lie", "a tensor over text", with_tensor(
         call(REBUILD, "text", 0, (4,), (1,), False, call(ORDERED)))  # fmt: skip
     hooks = {"hook": named("os", "system")}

@@ -16,6 +16,9 @@ from pathlib import Path
 
 import fuzz_pickles
 
+from torch_utils import pickle_reader
+from training import recognise
+
 MAX_SEC = 20
 SCANNERS = ("stylegan-rooted", "picklescan", "fickling")
 
@@ -48,6 +51,13 @@ def judge_apart(scanner: str, path: Path) -> str:
     return done.stdout.strip() if done.returncode == 0 else "died"
 
 
+def suffix(data: bytes) -> str:
+    """The ending that such a file usually has: picklescan goes by it."""
+    if recognise.is_safetensors(data):
+        return ".safetensors"
+    return ".pt" if data[:2] == b"PK" or pickle_reader.TORCH_MAGIC.to_bytes(10, "little") in data[:16] else ".pkl"
+
+
 def main(extra: list[str]) -> None:
     """Print the tables."""
     index = json.loads((fuzz_pickles.HOSTILE / "index.json").read_text())
@@ -73,7 +83,7 @@ def main(extra: list[str]) -> None:
             print(f"| {kind} | {total} | " + " | ".join(cells) + " |")
         print("\n| genuine file | " + " | ".join(SCANNERS) + " |\n|---|" + "---|" * len(SCANNERS))
         for name, data in real.items():
-            path = Path(folder) / f"{name}.pkl"
+            path = Path(folder) / f"{name}{suffix(data)}"
             path.write_bytes(data)
             print(f"| {name} | " + " | ".join(judge_apart(scanner, path) for scanner in SCANNERS) + " |")
     for scanner, names in missed_code.items():

@@ -8,7 +8,7 @@ A refusal must be one printable line.
 
 Usage:
   python scripts/fuzz_pickles.py                        the corpus of tests/data/hostile
-  python scripts/fuzz_pickles.py --mutations 20000      and that many mutated files (bytes and opcodes, seeded)
+  python scripts/fuzz_pickles.py --mutations 20000      and that many mutated files of every format that is read
   python scripts/fuzz_pickles.py --atheris 20000        runs of the coverage-guided fuzzer (pip install atheris)
 Prints one JSON object; exit code 1 if anything was found. Mutation number i of a seed is always the same file:
 --only I writes it to --keep for a closer look.
@@ -16,15 +16,11 @@ Prints one JSON object; exit code 1 if anything was found. Mutation number i of 
 
 import argparse
 import codecs
-import gzip
 import json
 import multiprocessing
 import os
-import pickletools
-import random
 import resource
 import signal
-import struct
 import sys
 import tempfile
 import time
@@ -33,11 +29,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+from fuzz_mutations import HOSTILE, Mutator, genuine, hostile
 
-HOSTILE = ROOT / "tests" / "data" / "hostile"
-GENUINE = ROOT / "tests" / "data" / "pickles"
 MAX_SEC = 10
 MAX_EXTRA_BYTES = 2 << 30
 MAX_MESSAGE = 600
@@ -46,16 +39,6 @@ FORBIDDEN = (
     "socket.", "ctypes.", "shutil.", "marshal.", "urllib.", "http.", "webbrowser.", "ftplib.", "smtplib.", "mmap.",
 )  # fmt: skip
 HARMLESS = ("os.listdir", "os.scandir", "os.fwalk", "os.walk")
-FRAGMENTS = (
-    b"cos\nsystem\n(Vtouch executed\ntR",
-    b"cbuiltins\nexec\n(Vopen('executed','w')\ntR",
-    b"ctorch.storage\n_load_from_bytes\n",
-    b"ctorch._utils\n_rebuild_tensor_v2\n",
-    b"ctorch_utils.persistence\n_reconstruct_persistent_obj\n",
-    b"cdnnlib.util\nEasyDict\n)\x81",
-    b"ccollections\nOrderedDict\n)R",
-    b"\x82\x01", b"Q", b"P0\n", b"o", b"b", b"\x92", b"\x81", b"R", b"0", b"2", b"(", b"t", b"]", b"}", b"\x8f",
-)  # fmt: skip
 
 
 class Guard:
@@ -179,108 +162,28 @@ class Reader:
             self._process = None
 
 
-def genuine() -> dict[str, bytes]:
-    """Real network files, small ones."""
-    return {path.name: gzip.decompress(path.read_bytes()) for path in sorted(GENUINE.glob("*.pkl.gz"))}
-
-
-def hostile() -> dict[str, bytes]:
-    """The corpus."""
-    return {path.stem: gzip.decompress(path.read_bytes()) for path in sorted(HOSTILE.glob("*.gz"))}
-
-
-class Mutator:
-    """Numbered mutations of network files: number i of a seed is always the same."""
-
-    def __init__(self, seed: int) -> None:
-        self.seed = seed
-        real, bad = list(genuine().values()), [data for data in hostile().values() if 0 < len(data) < 100_000]
-        self.files = real + bad
-        self.num_genuine = len(real)
-        self._starts: dict[int, list[int]] = {}
-
-    def __getitem__(self, number: int) -> bytes:
-        rng = random.Random(f"{self.seed}/{number}")
-        index = rng.randrange(self.num_genuine if rng.random() < 0.7 else len(self.files))
-        data = bytearray(self.files[index])
-        starts = self._opcode_starts(index)
-        for _ in range(rng.choice((1, 1, 1, 2, 4, 16))):
-            if starts and rng.random() < 0.6:
-                self._opcode(data, starts, rng)
-            else:
-                self._bytes(data, rng)
-        return bytes(data)
-
-    def _opcode_starts(self, index: int) -> list[int]:
-        if index not in self._starts:
-            found = []
-            try:
-                for _, _, at in pickletools.genops(self.files[index]):
-                    found.append(int(at or 0))
-                    if len(found) > 20_000:
-                        break
-            except Exception:  # hostile files break pickletools, too; what it read until then serves
-                pass
-            self._starts[index] = found
-        return self._starts[index]
-
-    def _opcode(self, data: bytearray, starts: list[int], rng: random.Random) -> None:
-        """Delete, repeat, move or replace whole opcodes, or insert others. (Starts are those of the original.)"""
-        first = rng.randrange(len(starts))
-        at = min(starts[first], len(data))
-        stop = min(starts[min(first + rng.choice((1, 1, 2, 8)), len(starts) - 1)], len(data))
-        choice = rng.randrange(5)
-        if choice == 0:
-            del data[at:stop]
-        elif choice == 1:
-            data[at:at] = data[at:stop] * rng.choice((1, 2, 50))
-        elif choice == 2:
-            data[at:stop] = rng.choice(FRAGMENTS)
-        elif choice == 3:
-            data[at:at] = rng.choice(FRAGMENTS)
-        else:
-            other = min(rng.choice(starts), len(data))
-            data[at:at] = data[other : other + max(stop - at, 1)]
-
-    def _bytes(self, data: bytearray, rng: random.Random) -> None:
-        """Change, cut, repeat or overwrite bytes, wherever they are."""
-        at = rng.randrange(len(data) + 1)
-        choice = rng.randrange(6)
-        if choice == 0 and at < len(data):
-            data[at] ^= 1 << rng.randrange(8)
-        elif choice == 1 and at < len(data):
-            data[at] = rng.randrange(256)
-        elif choice == 2:
-            del data[at : at + rng.choice((1, 2, 4, 8, 1000))]
-        elif choice == 3:
-            data[at:at] = data[at : at + rng.choice((1, 4, 64, 4096))]
-        elif choice == 4:
-            width = rng.choice((1, 2, 4, 8))
-            number = rng.choice((0, 1, 0x7F, 0xFF, 0x7FFFFFFF, 0xFFFFFFFF, (1 << 63) - 1, (1 << 64) - 1))
-            data[at : at + width] = struct.pack("<Q", number)[:width]
-        elif rng.random() < 0.1:
-            del data[at:]
-
-
 def fuzz(num_mutations: int, seed: int, first: int = 0, *, keep: Path | None = None) -> dict[str, Any]:
     """Read the corpus and mutated files; count what came of them."""
     reader = Reader()
     index = json.loads((HOSTILE / "index.json").read_text())
     counts: dict[str, Counter] = {"corpus": Counter(), "mutations": Counter()}
+    of_format: dict[str, Counter] = {}
     findings, slowest = [], {"name": "", "sec": 0.0}
     mutator = Mutator(seed)
     names = [("corpus", name) for name in index] + [("mutations", i) for i in range(first, first + num_mutations)]
     files = hostile()
     for group, name in names:
-        data = files[name] if group == "corpus" else mutator[name]
+        origin, data = ("corpus", files[name]) if group == "corpus" else mutator[name]
         result = reader(data)
         verdict = result["verdict"]
         counts[group][verdict] += 1
+        if group == "mutations":
+            of_format.setdefault(origin, Counter())[verdict] += 1
         if result["sec"] > slowest["sec"]:
             slowest = {"name": f"{group} {name}", "sec": result["sec"]}
         loaded_hostile = group == "corpus" and verdict == "loaded" and not index[name].get("loads")
         if verdict not in ("loaded", "refused") or loaded_hostile:
-            findings.append({"name": f"{group} {name}", **result})
+            findings.append({"name": f"{group} {name}", "of": origin, **result})
             if keep:
                 keep.mkdir(parents=True, exist_ok=True)
                 (keep / f"{group}-{name}.pkl").write_bytes(data)
@@ -288,6 +191,7 @@ def fuzz(num_mutations: int, seed: int, first: int = 0, *, keep: Path | None = N
             sys.stderr.write(f"\r{name}")
     reader.close()
     return {"seed": seed, **{group: dict(count) for group, count in counts.items()},
+            "mutations_of": {origin: dict(count) for origin, count in sorted(of_format.items())},
             "slowest": slowest, "findings": findings}  # fmt: skip
 
 
@@ -338,7 +242,8 @@ def main() -> int:
     options = parser.parse_args()
     if options.only is not None:
         folder = options.keep or Path(".")
-        (folder / f"mutations-{options.only}.pkl").write_bytes(Mutator(options.seed)[options.only])
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"mutations-{options.only}.pkl").write_bytes(Mutator(options.seed)[options.only][1])
         return 0
     if options.atheris:
         run_atheris(options.atheris, options.seed, options.keep)

@@ -122,7 +122,8 @@ def _write_folder(opened: NetworkFile, path: Path, options: ConvertOptions, abou
 
 def _write_rosinality(opened: NetworkFile, path: Path, options: ConvertOptions, about: dict, say: Say) -> list[Path]:
     nets = _networks(opened, options)
-    for note in rosinality.save(path, G_ema=nets["G_ema"], G=nets["G"], D=nets["D"]):
+    given = {key: nets[key] for key in ("G_ema", "G", "D")}
+    for note in rosinality.save(path, **given, any_channels=options.any_channels):
         say(f"Dest: {note}")
     return [path]
 

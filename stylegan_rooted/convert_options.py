@@ -34,6 +34,7 @@ class ConvertOptions:
         only_ema: leave G and D out where the format allows it: for making images, a third of the size.
         dtype: of safetensors weights: float32 or float16.
         part: of graphs: generator, mapping or synthesis.
+        any_channels: write channel counts that rosinality's own table does not have.
         overwrite: replace what is there.
         licences: what the model card and header say: `weights`, `base_model`, `base_licence`.
         seed: of a new discriminator, for formats that need one the source does not have.
@@ -42,6 +43,7 @@ class ConvertOptions:
     only_ema: bool = False
     dtype: str = "float32"
     part: str = "generator"
+    any_channels: bool = False
     overwrite: bool = False
     licences: Mapping[str, str] = field(default_factory=dict)
     seed: int = 0
@@ -62,6 +64,8 @@ class ConvertOptions:
             raise ValueError(f"--dtype {self.dtype} is for --to safetensors and folder, not {to}")
         if self.part != "generator" and to not in GRAPHS:
             raise ValueError(f"--part {self.part} is for --to {' and '.join(GRAPHS)}, not {to}")
+        if self.any_channels and to != "rosinality":
+            raise ValueError(f"--any-channels is for --to rosinality, whose code has a table of channels, not {to}")
         if self.only_ema and to not in ("safetensors", "folder", "rosinality"):
             reason = "a pickle of that family holds G, D and G_ema" if to == "pickle" else "a graph holds G_ema only"
             raise ValueError(f"--only-ema is for --to safetensors, folder and rosinality: {reason}")

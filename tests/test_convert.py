@@ -3,6 +3,8 @@
 `pytest -s tests/test_convert.py -k matrix` prints the matrix; `-m slow` adds the graphs of every source.
 """
 
+import dataclasses
+import gzip
 import json
 import pickle
 import subprocess
@@ -20,7 +22,7 @@ from PIL import Image
 from stylegan_rooted import convert, convert_options, finetune, model_folder, onnx_file, origin, portable
 from stylegan_rooted.cli import main
 from stylegan_rooted.convert_options import ConvertOptions
-from training import network_file, network_pickle, rosinality, weights_file
+from training import network_file, network_pickle, networks, rosinality, weights_file
 from training.augment import AugmentPipe
 
 EXACT = (
@@ -28,6 +30,7 @@ EXACT = (
 )
 TARGETS = {"pickle": "x.pkl", "safetensors": "x.safetensors", "folder": "folder", "rosinality": "x.pt"}
 GRAPHS = {"onnx": "x.onnx", "torch-export": "x.pt2"}
+NARROW = {"rosinality": ConvertOptions(any_channels=True)}  # its own table begins with 512
 SOURCES = ("snapshot", "snapshot-p2", "legacy-tf", "rosinality", "state-dict", "safetensors", "folder")
 
 
@@ -45,7 +48,7 @@ def write_source(kind: str, nets: dict[str, Any], folder: Path) -> Path:
     elif kind == "legacy-tf":
         path.write_bytes(foreign_files.tensorflow_pickle(nets))
     elif kind == "rosinality":
-        rosinality.save(path, **nets)
+        rosinality.save(path, **nets, any_channels=True)
     elif kind == "state-dict":
         torch.save({key: state(net) for key, net in nets.items()}, path)
     elif kind == "safetensors":
@@ -87,7 +90,7 @@ def test_matrix(nets: dict[str, Any], tmp_path: Path) -> None:
         assert difference(wanted, outputs(network_file.load(source))) <= EXACT
         for to, name in TARGETS.items():
             dest = tmp_path / kind / to / name
-            convert.convert(source, dest, to, say=quiet)
+            convert.convert(source, dest, to, NARROW.get(to), say=quiet)
             there = difference(wanted, outputs(network_file.load(dest)))
             convert.convert(dest, dest.with_name("back.pkl"), say=quiet)
             back = difference(wanted, outputs(network_file.load(dest.with_name("back.pkl"))))
@@ -138,7 +141,8 @@ def test_generators_alone(nets: dict[str, Any], tmp_path: Path) -> None:
     network_pickle.save(tmp_path / "a.pkl", **nets)
     said: list[str] = []
     for to, name in (("safetensors", "g.safetensors"), ("folder", "g"), ("rosinality", "g.pt")):
-        convert.convert(tmp_path / "a.pkl", tmp_path / name, to, ConvertOptions(only_ema=True), say=quiet)
+        options = dataclasses.replace(NARROW.get(to, ConvertOptions()), only_ema=True)
+        convert.convert(tmp_path / "a.pkl", tmp_path / name, to, options, say=quiet)
         found = network_file.load(tmp_path / name)
         assert found.G is None and found.D is None
         convert.convert(tmp_path / name, tmp_path / f"{to}.pkl", say=said.append)
@@ -165,7 +169,7 @@ def test_generators_alone(nets: dict[str, Any], tmp_path: Path) -> None:
 def test_rosinality_there_and_back_is_identical(name: str, goldens: Path, tmp_path: Path) -> None:
     """Names, order, shapes and bits of g_ema, g and d are the original's."""
     source = goldens / "other" / f"{name}.pt"
-    convert.convert(source, tmp_path / "x.pt", say=quiet)
+    convert.convert(source, tmp_path / "x.pt", options=NARROW["rosinality"], say=quiet)
     allowed = [("argparse.Namespace", type("Stub", (), {}))]
     with torch.serialization.safe_globals([(stub, name) for name, stub in allowed]):
         theirs = torch.load(source, weights_only=True)
@@ -180,7 +184,7 @@ def test_rosinality_there_and_back_is_identical(name: str, goldens: Path, tmp_pa
 
 def test_rosinality_bytes_repeat_and_keys_are_in_order(nets: dict[str, Any], tmp_path: Path) -> None:
     for name in ("a.pt", "b.pt"):
-        rosinality.save(tmp_path / name, **nets)
+        rosinality.save(tmp_path / name, **nets, any_channels=True)
     assert (tmp_path / "a.pt").read_bytes() == (tmp_path / "b.pt").read_bytes()
     content = torch.load(tmp_path / "a.pt", weights_only=True)
     assert list(content) == ["g_ema", "latent_avg", "g", "d"]
@@ -215,11 +219,35 @@ def test_what_rosinality_cannot_have(words: str, tmp_path: Path) -> None:
 
 
 def test_what_rosinality_is_told(nets: dict[str, Any], tmp_path: Path) -> None:
-    notes = rosinality.save(tmp_path / "x.pt", **make_pair(8, synthesis={"conv_clamp": 256, "num_fp16_res": 1}))
+    nets = make_pair(8, synthesis={"conv_clamp": 256, "num_fp16_res": 1})
+    notes = rosinality.save(tmp_path / "x.pt", **nets, any_channels=True)
     assert [note.split()[2] for note in notes] == ["does", "computes", "of"]
     assert "{4: 20, 8: 16}" in notes[2]
-    G = make_pair(8, synthesis={"channel_base": 32768, "channel_max": 512})["G_ema"]
-    assert rosinality.save(tmp_path / "x.pt", G_ema=G) == ()
+
+
+def test_rosinality_has_a_table_of_channels(nets: dict[str, Any], tmp_path: Path) -> None:
+    """512 up to 32 pixels, 16384 m / r above (other-checkpoints.md 1.2); the whole file needs one m."""
+    with pytest.raises(ValueError, match=r"does not have \{4: 20, 8: 16\}; --any-channels"):
+        rosinality.save(tmp_path / "x.pt", **nets)
+    wide = {"channel_base": 32768, "channel_max": 512}
+    G = make_pair(8, synthesis=wide, discriminator=wide)
+    with pytest.raises(ValueError, match="does not have"):
+        rosinality.save(tmp_path / "x.pt", G_ema=G["G_ema"], D=nets["D"])
+    assert list(tmp_path.iterdir()) == []
+    assert rosinality.save(tmp_path / "x.pt", G_ema=G["G_ema"], D=G["D"]) == ()
+
+
+@pytest.mark.parametrize("base, multiplier", [(16384, 1), (32768, 2), (24576, None), (8192, None)])
+def test_the_multiplier_of_rosinalitys_table(base: int, multiplier: int | None, tmp_path: Path) -> None:
+    width = {"channel_base": base, "channel_max": 512}
+    G = networks.Generator(512, 0, 512, 64, 3, mapping_kwargs={"num_layers": 1}, synthesis_kwargs=width)
+    if multiplier is None:
+        with pytest.raises(ValueError, match="its table of channels does not have"):
+            rosinality.save(tmp_path / "x.pt", G_ema=G)
+    else:
+        notes = rosinality.save(tmp_path / "x.pt", G_ema=G)
+        said = (f"rosinality's code opens it with --channel_multiplier {multiplier}",)
+        assert notes == (() if multiplier == 2 else said)
 
 
 # Graphs
@@ -413,6 +441,8 @@ def test_command_line(nets: dict[str, Any], tmp_path: Path, capsys: pytest.Captu
     assert "--dtype" in fails(capsys, 2, source, tmp_path / "c.pkl", "--dtype", "float16")
     assert "--part" in fails(capsys, 2, source, tmp_path / "c.pkl", "--part", "mapping")
     assert "--only-ema" in fails(capsys, 2, source, tmp_path / "c.pkl", "--only-ema")
+    assert "--any-channels" in fails(capsys, 2, source, tmp_path / "c.pkl", "--any-channels")
+    assert "--any-channels" in fails(capsys, 1, source, tmp_path / "c.pt")
     assert "--overwrite" in fails(capsys, 1, source, tmp_path / "b.safetensors")
     assert "both" in fails(capsys, 1, source, source, "--overwrite")
     assert "absent" in fails(capsys, 1, tmp_path / "absent", tmp_path / "c.pkl")
@@ -457,15 +487,18 @@ def test_help_needs_no_torch() -> None:
 # Starting points of training
 
 
-def train(source: Path, folder: Path) -> Path:
+def train(source: Path, folder: Path, *, resolution: int = 8, num_classes: int = 0) -> Path:
     """Two steps from a file; the run folder."""
-    rng = np.random.RandomState(0)
     (folder / "pictures").mkdir()
+    rng = np.random.RandomState(0)
     for i in range(6):
-        Image.fromarray(rng.randint(0, 256, [8, 8, 3], dtype=np.uint8)).save(folder / "pictures" / f"{i}.png")
+        pixels = rng.randint(0, 256, [resolution, resolution, 3], dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / "pictures" / f"{i}.png")
+    labels = [[f"{i}.png", i % num_classes] for i in range(6)] if num_classes else None
+    (folder / "pictures" / "dataset.json").write_text(json.dumps({"labels": labels}))
     arguments = {
         "data": folder / "pictures", "resume": source, "outdir": folder / "runs", "kimg": "0.008", "batch": 4,
-        "metrics": "none", "snap": 1, "tick": "0.004", "device": "cpu", "grid": "2x2",
+        "metrics": "none", "snap": 1, "tick": "0.004", "device": "cpu", "grid": "2x2", "cond": bool(num_classes),
     }  # fmt: skip
     main(["finetune", *(str(part) for key, value in arguments.items() for part in (f"--{key}", value))])
     (run,) = [path for path in (folder / "runs").iterdir() if path.is_dir() and path.name[:5].isdigit()]
@@ -491,3 +524,24 @@ def test_finetune_from_every_source(kind: str, nets: dict[str, Any], tmp_path: P
     for key in ("G", "D"):
         one, two = state(nets[key]), state(getattr(trained, key))
         assert one.keys() == two.keys() and any(not torch.equal(one[name], two[name]) for name in one)
+
+
+STORED = {  # what other programs wrote: architecture, number of classes
+    "snapshot of stylegan2-ada": ("pickles/snapshot_b.pkl.gz", 8, 3),
+    "snapshot of the stylegan3 repository": ("pickles/snapshot_c_stylegan3repo.pkl.gz", 16, 2),
+    "TensorFlow": ("other/legacy_tf.pkl.gz", 16, 0),
+    "rosinality, old container, G_ema alone": ("other/ros-gonly-legacyzip.pt.gz", 8, 0),
+}
+
+
+@pytest.mark.parametrize("name", STORED)
+def test_finetune_from_stored_files(name: str, data_dir: Path, tmp_path: Path) -> None:
+    path, resolution, num_classes = STORED[name]
+    (tmp_path / "source").write_bytes(gzip.decompress((data_dir / path).read_bytes()))
+    before = network_file.load(tmp_path / "source")
+    run = train(tmp_path / "source", tmp_path, resolution=resolution, num_classes=num_classes)
+    (last,) = sorted(run.glob("network-snapshot-*.pkl"))[-1:]
+    after = network_file.load(last)
+    assert after.G.c_dim == num_classes and after.D is not None
+    one, two = state(before.G or before.G_ema), state(after.G)
+    assert one.keys() == two.keys() and any(not torch.equal(one[key], two[key]) for key in one)

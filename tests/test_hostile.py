@@ -63,6 +63,22 @@ def test_the_control_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert network_pickle.load(path).G_ema.mapping.w_avg.tolist() == [0, 0, 0, 0]
 
 
+def test_mutations_are_of_every_format_and_repeat(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(SCRIPTS)
+    import fuzz_mutations
+
+    from training import network_file, recognise
+
+    one, two = fuzz_mutations.Mutator(5), fuzz_mutations.Mutator(5)
+    assert one.files == two.files, "also those whose format holds addresses"
+    assert {network_file.parse(data)["kind"] for data in one.files.values()} == set(recognise.READABLE)
+    numbers = range(4 * len(one.files))
+    made = [one[i] for i in numbers]
+    assert made == [two[i] for i in reversed(numbers)][::-1]
+    assert {name for name, _ in made} == {*one.files, "hostile corpus"}
+    assert all(data != one.files.get(name) for name, data in made)
+
+
 def test_the_guard_sees_an_ordinary_unpickler_act(tmp_path: Path) -> None:
     """The old bug, kept: what this family's loaders do with such a file."""
     program = (

@@ -20,17 +20,18 @@ from stylegan_rooted.surgery_rules import (
 )
 from torch_utils.ops import upfirdn2d
 from training import network_pickle
-from training.networks import Discriminator, Generator, MappingNetwork
+from training.networks import Discriminator, Generator
 
 EXACT = 2e-5  # largest difference of images in [-1, 1], and of logits relative to their spread: float32 rounding
 WIDTH = {"channel_base": 256, "channel_max": 32, "conv_clamp": 256}
 
 
-def networks(*, c_dim=0, img_channels=3, architecture="resnet", width=WIDTH) -> Networks:
+def networks(*, c_dim=0, img_channels=3, architecture="resnet", width=WIDTH, mapping="lrelu") -> Networks:
     """Small networks with all biases and noise strengths away from zero; images of about [-1, 1]."""
     torch.manual_seed(0)
     sizes = {"c_dim": c_dim, "img_resolution": 16, "img_channels": img_channels}
-    G = Generator(z_dim=8, w_dim=8, mapping_kwargs={"num_layers": 2}, synthesis_kwargs=dict(width), **sizes)
+    mapping_kwargs = {"num_layers": 2, "activation": mapping}
+    G = Generator(z_dim=8, w_dim=8, mapping_kwargs=mapping_kwargs, synthesis_kwargs=dict(width), **sizes)
     D = Discriminator(architecture=architecture, **width, **sizes)
     with torch.no_grad():
         for module in (G, D):
@@ -133,12 +134,7 @@ def test_halving_is_measured_and_the_discriminator_stays_of_one_mind():
 
 @pytest.mark.parametrize("activation", ["linear", "relu"])
 def test_mapping_depth_where_it_is_exact(activation):
-    old = networks()
-    torch.manual_seed(1)
-    for G in (old.G,):
-        G.mapping = MappingNetwork(8, 0, 8, G.num_ws, num_layers=2, activation=activation).eval().requires_grad_(False)
-        G._init_kwargs["mapping_kwargs"] = {"num_layers": 2, "activation": activation}
-    new, (step,) = surgery.operate(old, [map_depth(4)])
+    new, (step,) = surgery.operate(networks(mapping=activation), [map_depth(4)])
     assert new.G_ema.mapping.num_layers == 4 and step.image_error < EXACT
 
 
@@ -251,3 +247,51 @@ def test_a_network_with_alpha_fine_tunes_on_transparent_images(tmp_path):
     with Image.open(tmp_path / "out" / "seed0000.png") as image:
         assert image.mode == "RGBA" and image.size == (16, 16)
     assert run("finetune", "--data", data, "--resume", source, "--outdir", tmp_path / "runs", *options) == 1
+
+
+RESULTS = {  # what the file is like before: channels, classes; what is asked for; what it is like then, with its side
+    "double": (3, 0, ("--resolution", 32), (3, 0, 32)),
+    "halve": (3, 0, ("--resolution", 8), (3, 0, 8)),
+    "grey": (3, 0, ("--channels", 1), (1, 0, 16)),
+    "colour": (1, 0, ("--channels", 3), (3, 0, 16)),
+    "alpha": (3, 0, ("--channels", 4), (4, 0, 16)),
+    "add classes": (3, 0, ("--classes", 3), (3, 3, 16)),
+    "map classes": (3, 3, ("--map-classes", "2,new"), (3, 2, 16)),
+    "drop classes": (3, 3, ("--classes", 0, "--keep-class", 1), (3, 0, 16)),
+    "float16": (3, 0, ("--num-fp16-res", 2), (3, 0, 16)),
+    "mapping depth": (3, 0, ("--map-depth", 4), (3, 0, 16)),
+    "fresh discriminator": (3, 0, ("--new-d",), (3, 0, 16)),
+    "warm discriminator": (3, 0, ("--d-from", "source"), (3, 0, 16)),
+}
+
+
+@pytest.mark.parametrize("name", RESULTS)
+def test_finetune_from_every_result(name, tmp_path):
+    """Through the command line: surgery, then two steps."""
+    img_channels, c_dim, options, (new_channels, num_classes, side) = RESULTS[name]
+    source, dest, data = tmp_path / "a.pkl", tmp_path / "b.pkl", tmp_path / "data"
+    activation = "relu" if name == "mapping depth" else "lrelu"
+    save(source, networks(c_dim=c_dim, img_channels=img_channels, mapping=activation))
+    assert run("surgery", source, dest, *(source if option == "source" else option for option in options)) == 0
+    mode = {1: "L", 3: "RGB", 4: "RGBA"}[new_channels]
+    data.mkdir()
+    for i in range(4):
+        image = Image.effect_noise((side, side), 90)
+        if mode == "RGBA":
+            image.putalpha(Image.effect_noise((side, side), 90))
+        image.convert(mode).save(data / f"{i}.png")
+    labels = [[f"{i}.png", i % num_classes] for i in range(4)] if num_classes else None
+    (data / "dataset.json").write_text(json.dumps({"labels": labels}))
+    if mode == "RGBA":  # a folder's images are laid on white
+        data, folder = tmp_path / "data.zip", data
+        assert run("dataset", "build", folder, data, "--resolution", side, "--rgba") == 0
+    argv = ("finetune", "--data", data, "--resume", dest, "--outdir", tmp_path / "runs", "--cond", bool(num_classes))
+    assert run(*argv, "--kimg", 0.008, "--batch", 4, "--tick", 1, "--metrics", "none", "--grid", "2x2") == 0
+    (folder,) = (tmp_path / "runs").iterdir()
+    before = network_pickle.load(dest)
+    after = network_pickle.load(folder / "network-snapshot-000000.pkl")
+    assert (after.G.img_channels, after.G.c_dim, after.G.img_resolution) == (new_channels, num_classes, side)
+    for one, two in ((before.G, after.G), (before.D, after.D)):
+        numbers = dict(two.named_parameters())
+        assert all(torch.isfinite(value).all() for value in numbers.values())
+        assert any(not torch.equal(value, numbers[key]) for key, value in one.named_parameters())

@@ -715,7 +715,8 @@ def _survey_legacy(machine: _Machine, document: Document) -> None:
         raise PickleError("a file of torch.save of an unknown version or byte order")
     root = machine.run()
     keys = machine.run()
-    if type(keys) is not list or {key for key in keys if type(key) is str} != machine.storages.keys():
+    named = type(keys) is list and all(type(key) is str for key in keys)
+    if not named or set(keys) != machine.storages.keys():
         raise PickleError("a file of torch.save whose list of tensors is damaged")
     for key in keys:
         record = machine.storages[key]

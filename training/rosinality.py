@@ -23,6 +23,8 @@ from training.networks import DEFAULT_FILTER
 UPSAMPLE_GAIN = 4  # stored in the generator's blur and upsample kernels
 LR_MULTIPLIER = 0.01  # of the mapping; not stored, the only value in use
 NUM_CHANNELS = 3
+LAST_WIDE = 32  # pixels: up to here every layer has 512 channels
+DEFAULT_MULTIPLIER = 2  # of that code's --channel_multiplier
 REMEDY = "write another format, or see docs/formats.md"
 
 
@@ -66,11 +68,17 @@ def save(
     G_ema: torch.nn.Module,
     G: "torch.nn.Module | None" = None,
     D: "torch.nn.Module | None" = None,
+    any_channels: bool = False,
 ) -> tuple[str, ...]:
     """Write a checkpoint that rosinality's code opens, atomically: g_ema, latent_avg, then g and d if given.
 
+    Args:
+        path: file to write.
+        G_ema, G, D: networks.
+        any_channels: also write channel counts that its table does not have, for code with another table.
+
     Returns:
-        Sentences on what that code has no place for, or would need to open the file.
+        Sentences on what that code has no place for, or needs to open the file.
 
     Raises:
         ValueError: networks that it cannot have; one line with the reason.
@@ -80,6 +88,12 @@ def save(
         reasons = [] if net is None else _impossible_d(net) if key == "d" else _impossible_g(net)
         if reasons:
             raise ValueError(f"rosinality's code has no such networks: {'; '.join(reasons)}; {REMEDY}")
+    multiplier = _channel_multiplier(nets)
+    if multiplier is None and not any_channels:
+        raise ValueError(
+            f"rosinality's code has no such networks: its table of channels does not have {_listed(G_ema)}; "
+            f"--any-channels writes them for code with another table; {REMEDY}"
+        )
     content: dict[str, Any] = {"g_ema": generator_to_theirs(G_ema), "latent_avg": nets["g_ema"].mapping.w_avg.clone()}
     if G is not None:
         content["g"] = generator_to_theirs(G)
@@ -89,7 +103,7 @@ def save(
     torch.save(content, buffer)
     with atomic_file(path) as stream:
         stream.write(buffer.getvalue())
-    return _notes(nets)
+    return _notes(nets, multiplier)
 
 
 def generator_to_theirs(G: torch.nn.Module) -> "OrderedDict[str, torch.Tensor]":
@@ -316,20 +330,40 @@ def _impossible_common(net: Any) -> list[str]:
     return reasons
 
 
-def _notes(nets: dict[str, Any]) -> tuple[str, ...]:
+def _notes(nets: dict[str, Any], multiplier: "int | None") -> tuple[str, ...]:
     """What gets lost or needs care on the other side."""
     notes = []
-    G = nets["g_ema"]
     if any(getattr(module, "conv_clamp", None) is not None for net in nets.values() if net for module in net.modules()):
         notes.append("rosinality's code does not clamp: images differ where the clamp binds")
     if any(getattr(module, "use_fp16", False) for net in nets.values() if net for module in net.modules()):
         notes.append("rosinality's code computes in float32 throughout")
-    widths = {res: getattr(G.synthesis, f"b{res}").conv1.weight.shape[0] for res in G.synthesis.block_resolutions}
-    multipliers = {count * res / 16384 for res, count in widths.items() if res > 32}
-    fits = all(count == 512 for res, count in widths.items() if res <= 32) and len(multipliers) <= 1
-    if not fits or any(m < 1 or m != int(m) for m in multipliers):
-        listed = ", ".join(f"{res}: {count}" for res, count in widths.items())
-        notes.append(f"rosinality's table of channels needs to be {{{listed}}} to open this file")
-    elif multipliers:
-        notes.append(f"rosinality's code opens it with --channel_multiplier {int(multipliers.pop())}")
+    if multiplier is None:
+        notes.append(f"rosinality's table of channels needs to be {_listed(nets['g_ema'])} to open this file")
+    elif multiplier != DEFAULT_MULTIPLIER:
+        notes.append(f"rosinality's code opens it with --channel_multiplier {multiplier}")
     return tuple(notes)
+
+
+def _channel_multiplier(nets: dict[str, Any]) -> "int | None":
+    """The m of rosinality's table, 512 up to 32 pixels and 16384 m / r above, that gives all widths; None without one.
+
+    Source: other-checkpoints.md 1.2.
+    """
+    widths = [pair for net in nets.values() if net is not None for pair in _widths(net).items()]
+    large = {count * res / 16384 for res, count in widths if res > LAST_WIDE}
+    if any(count != 512 for res, count in widths if res <= LAST_WIDE) or len(large) > 1:
+        return None
+    multiplier = large.pop() if large else DEFAULT_MULTIPLIER
+    return int(multiplier) if multiplier >= 1 and multiplier == int(multiplier) else None
+
+
+def _widths(net: Any) -> dict[int, int]:
+    """Channels by resolution."""
+    if hasattr(net, "synthesis"):
+        return {res: len(getattr(net.synthesis, f"b{res}").conv1.weight) for res in net.synthesis.block_resolutions}
+    widths = {res: getattr(net, f"b{res}").conv0.weight.shape[1] for res in net.block_resolutions}
+    return {**widths, 4: len(net.b4.conv.weight)}
+
+
+def _listed(G: Any) -> str:
+    return "{" + ", ".join(f"{res}: {count}" for res, count in _widths(G).items()) + "}"

@@ -21,6 +21,8 @@ from stylegan_rooted.convert_options import DTYPES, FORMATS, PARTS, ConvertOptio
               group="Content", help="Of the weights, for safetensors and folder; float16 halves the size.")
 @click.option("--part", type=click.Choice(PARTS), default=ConvertOptions.part, show_default=True, cls=GroupedOption,
               group="Content", help="What onnx and torch-export compute: images of z, ws of z, images of ws.")
+@click.option("--any-channels", is_flag=True, cls=GroupedOption, group="Content",
+              help="For rosinality: also widths that its table of channels does not have, for code with another one.")
 @click.option("--licence", cls=GroupedOption, group="Model card", help="Of these weights, e.g. Apache-2.0.")
 @click.option("--base-model", cls=GroupedOption, group="Model card",
               help="Name of the model that training started from.  [default: what the run folder records]")
