@@ -83,7 +83,8 @@ def interleave(
         pieces: What to time; a worker that does not have a piece is passed over.
         repeats: Repetitions that count.
         warm: Pieces that every worker first runs once, uncounted.
-        least_sec: Short pieces are repeated to fill this time, judged by a first run.
+        least_sec: Short pieces are repeated to fill this time, judged by the second run, and run once uncounted before:
+            what a process does first after the others' turns is to get its memory back.
         in_a_row: Workers take turns by repetitions instead: all pieces of one, then of the next. Memory that a process
             has handed back goes to the host of a virtual machine within seconds and is dear to get again; the original
             was measured without such pauses.
@@ -98,14 +99,17 @@ def interleave(
     for name, worker in workers.items():
         for piece in times[name]:
             if piece in warm:
-                first = worker.time(piece).sec
-                counts[name, piece] = max(math.ceil(least_sec / max(first, 1e-6)), 1)
+                worker.time(piece)
+                if least_sec:
+                    counts[name, piece] = max(math.ceil(least_sec / max(worker.time(piece).sec, 1e-6)), 1)
     order = list(workers)
     for repetition in range(repeats):
         say(f"repetition {repetition + 1} of {repeats}")
         turns = [(n, p) for n in order for p in pieces] if in_a_row else [(n, p) for p in pieces for n in order]
         for name, piece in turns:
             if piece in times[name]:
+                if (name, piece) in counts:
+                    workers[name].time(piece)
                 times[name][piece].append(quiet_seconds(workers[name], piece, counts.get((name, piece), 1)))
         order = order[1:] + order[:1]  # nobody always comes after the same neighbour
     return times

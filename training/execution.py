@@ -60,7 +60,8 @@ def freeze(network: torch.nn.Module) -> torch.nn.Module:
     """
     for module in network.modules():
         if "kept" in vars(type(module)):
-            type(module).kept = _Kept(module)  # type: ignore[attr-defined]
+            kind = _Kept if isinstance(module, networks.SynthesisNetwork) else _KeptDense
+            type(module).kept = kind(module)  # type: ignore[attr-defined]
     return network
 
 
@@ -117,8 +118,8 @@ def _running_class(plain: type, compute: Callable[..., Any], precision: str) -> 
 
     namespace: dict[str, Any] = {"forward": forward, "__module__": plain.__module__, "__qualname__": plain.__qualname__}
     namespace.update(__doc__=plain.__doc__, _is_persistent_class=True)
-    if plain is networks.SynthesisNetwork:
-        namespace["kept"] = None  # a `_Kept` after `freeze`
+    if plain in (networks.SynthesisNetwork, networks.FullyConnectedLayer):
+        namespace["kept"] = None  # a `_Kept` or `_KeptDense` after `freeze`
     return type(plain.__name__, (plain,), namespace)
 
 
@@ -135,6 +136,8 @@ def _dense(self: Any, _precision: str, x: torch.Tensor) -> torch.Tensor:
     """`FullyConnectedLayer.forward`: the gain goes to the smaller factor of the product."""
     if x.dtype != self.weight.dtype or x.ndim != 2 or not custom_ops.fast_paths():
         return networks.FullyConnectedLayer.forward(self, x)
+    if _may_use(self.kept, x):
+        return self.kept(x)
     bias = self.bias
     if bias is not None and self.bias_gain != 1:
         bias = bias * self.bias_gain
@@ -163,11 +166,7 @@ def _synthesize(
             self, ws, noise_mode=noise_mode, force_fp32=force_fp32, fused_modconv=fused_modconv, **others
         )
     ws = ws.to(torch.float32)
-    kept = self.kept
-    if kept is None or torch.is_grad_enabled() or torch.compiler.is_compiling() or ws.device.type != "cpu":
-        parts = _live_parts(self, ws, dtype)
-    else:
-        parts = kept.parts(ws, dtype)
+    parts = self.kept.parts(ws, dtype) if _may_use(self.kept, ws) else _live_parts(self, ws, dtype)
     x = img = None
     for res in self.block_resolutions:
         x, img = _synthesis_block(getattr(self, f"b{res}"), x, img, parts, dtype, noise_mode)
@@ -175,13 +174,25 @@ def _synthesize(
     return img
 
 
+def _may_use(kept: Any, x: torch.Tensor) -> bool:
+    """Whether what was kept of the weights serves this call."""
+    return (
+        kept is not None
+        and not torch.is_grad_enabled()
+        and not torch.compiler.is_compiling()
+        and x.device.type == "cpu"
+    )
+
+
 @dataclasses.dataclass(frozen=True)
 class _Part:
     """What a modulated convolution takes from weights and latents."""
 
     styles: torch.Tensor  # [N, I]; a torgb's own gain is in it
-    scales: torch.Tensor | None  # [N, O]: demodulation
+    scales: torch.Tensor | None  # [N, O]: demodulation; None for a torgb
     convolve: Callable[[torch.Tensor], torch.Tensor] | None  # modulated images to images; None for a torgb
+    modulate: Callable[..., torch.Tensor] = epilogue.epilogue  # of images and styles
+    finish: Callable[..., torch.Tensor] | None = None  # of images, scales, noise, strength, bias; None = `epilogue`
 
 
 def _modulated_layers(net: Any) -> Iterator[tuple[int, Any]]:
@@ -218,6 +229,9 @@ def _resampled(layer: Any, weight: torch.Tensor, x: torch.Tensor) -> torch.Tenso
     )
 
 
+MAX_BATCHES = 2  # sizes for which calls are kept: a batch's and that of the last one, which may be smaller
+
+
 class _Kept:
     """What a synthesis network computes from its weights alone; made on first use and after weights have changed."""
 
@@ -228,16 +242,23 @@ class _Kept:
 
     def parts(self, ws: torch.Tensor, dtype: torch.dtype) -> Iterator[_Part]:
         """The parts of all layers in their order: few products for all layers at once."""
-        state = (dtype, sum(t._version for t in self._tensors), self._tensors[0].data_ptr())
+        state = (dtype, custom_ops.requested(), _version(self._tensors))
         if state != self._made_for:
             self._make(dtype)
             self._made_for = state
+        num = len(ws)
+        if num not in self._calls:
+            if len(self._calls) == MAX_BATCHES:
+                self._calls.clear()
+            self._calls[num] = [_bound_calls(layer, convolve, num, dtype) for layer, convolve in self._layers]
         latents = ws.transpose(0, 1).index_select(0, self._latent)  # [L, N, w_dim]
-        styles = torch.baddbmm(self._bias, latents, self._affine)  # [L, N, I at most]
-        scales = _demodulation(styles, self._energy)  # [L, N, O at most]
-        for k, (in_channels, out_channels, convolve) in enumerate(self._layers):
-            own = styles[k, :, :in_channels]
-            yield _Part(own, None if convolve is None else scales[k, :, :out_channels], convolve)
+        all_styles = torch.baddbmm(self._bias, latents, self._affine)  # [L, N, I at most]
+        all_scales = _demodulation(all_styles, self._energy).unbind(0)  # [N, O at most] each
+        layers = zip(self._layers, self._calls[num], all_styles.unbind(0), all_scales)
+        for (layer, _), calls, styles, scales in layers:
+            out_channels, in_channels = layer.weight.shape[:2]
+            is_torgb = isinstance(layer, networks.ToRGBLayer)
+            yield _Part(styles[:, :in_channels], None if is_torgb else scales[:, :out_channels], *calls)
 
     def _make(self, dtype: torch.dtype) -> None:
         layers = list(_modulated_layers(self._net))
@@ -248,33 +269,82 @@ class _Kept:
         self._affine = new([len(layers), self._net.w_dim, widest_in])
         self._bias = new([len(layers), 1, widest_in])
         self._energy = new([len(layers), widest_in, widest_out])
-        self._layers: list[tuple[int, int, Callable | None]] = []
+        self._layers: list[tuple[Any, PackedConv2d | None]] = []
+        self._calls: dict[int, list[tuple]] = {}  # by the size of the batch, the last three fields of all parts
         for k, (_, layer) in enumerate(layers):
             out_channels, in_channels = layer.weight.shape[:2]
             gain = layer.weight_gain if isinstance(layer, networks.ToRGBLayer) else 1
             self._affine[k, :, :in_channels] = layer.affine.weight.t() * (layer.affine.weight_gain * gain)
             self._bias[k, :, :in_channels] = layer.affine.bias * gain
             self._energy[k, :in_channels, :out_channels] = layer.weight.square().sum(dim=(2, 3)).t()
-            convolve = None if isinstance(layer, networks.ToRGBLayer) else _packed(layer, dtype)
-            self._layers.append((in_channels, out_channels, convolve))
+            self._layers.append((layer, _packed(layer, dtype)))
 
 
-def _packed(layer: Any, dtype: torch.dtype) -> Callable[[torch.Tensor], torch.Tensor]:
-    """`_resampled` with fixed weights."""
-    weight = layer.weight.detach().to(dtype)
-    if layer.up == 1 and layer.padding == weight.shape[2] // 2:
-        return PackedConv2d(weight, transposed=False)
-    if layer.up != 2:
-        return functools.partial(_resampled, layer, weight)
-    convolve, kernel, up = PackedConv2d(weight, transposed=True), weight.shape[2], 2
-    px0, px1, py0, py1 = upfirdn2d.upsample_padding(layer.resample_filter, up)
+class _KeptDense:
+    """The weights of a fully connected layer with their gains, laid out for products; made as in `_Kept`."""
+
+    def __init__(self, layer: Any) -> None:
+        self._layer = layer
+        self._tensors = list(layer.parameters())
+        self._made_for: tuple | None = None
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """The layer's output [N, O] of x [N, I]."""
+        layer, state = self._layer, _version(self._tensors)
+        if state != self._made_for:
+            self._weight = (layer.weight.detach() * layer.weight_gain).t().contiguous()
+            self._bias = None if layer.bias is None else layer.bias.detach() * layer.bias_gain
+            self._made_for = state
+        y = x @ self._weight if self._bias is None else torch.addmm(self._bias, x, self._weight)
+        return y if layer.activation == "linear" else bias_act.bias_act(y, act=layer.activation)
+
+
+def _version(tensors: list[torch.Tensor]) -> tuple[int, int]:
+    """Differs after a tensor was changed by torch's operations, or all moved."""
+    return sum(t._version for t in tensors), tensors[0].data_ptr()
+
+
+def _packed(layer: Any, dtype: torch.dtype) -> PackedConv2d | None:
+    """The convolution of a layer with its weights as they are; None where there is more to it, and for a torgb."""
+    if isinstance(layer, networks.ToRGBLayer):
+        return None
+    if layer.up != 2 and (layer.up != 1 or layer.padding != layer.weight.shape[2] // 2):
+        return None
+    return PackedConv2d(layer.weight.detach().to(dtype), transposed=layer.up == 2)
+
+
+def _bound_calls(layer: Any, packed: PackedConv2d | None, num: int, dtype: torch.dtype) -> tuple:
+    """`convolve`, `modulate` and `finish` of a part for batches of `num` images, with nothing left to decide."""
+    if isinstance(layer, networks.ToRGBLayer):
+        return (None,)
+    side = layer.resolution // layer.up
+    images = _images(num, layer.weight.shape[1], side, dtype)
+    if packed is None:
+        convolve: Callable = functools.partial(_resampled, layer, layer.weight.detach().to(dtype))
+    elif layer.up == 1:
+        convolve = packed.bound(images)
+    else:
+        convolve = _upsampled(layer, packed, images)
+    out = _images(num, layer.weight.shape[0], layer.resolution, dtype)
+    finish = epilogue.bound(out, layer.activation, layer.act_gain, layer.conv_clamp)
+    modulate = epilogue.bound(images)
+    return convolve, lambda x, styles: modulate(x, styles, None, None, None), finish
+
+
+def _images(num: int, channels: int, side: int, dtype: torch.dtype) -> torch.Tensor:
+    return torch.empty([num, channels, side, side], dtype=dtype, memory_format=torch.channels_last)
+
+
+def _upsampled(layer: Any, packed: PackedConv2d, images: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+    """`_resampled` of a layer that doubles the resolution: a transposed convolution and a filter."""
+    kernel, up, taps = layer.weight.shape[2], 2, layer.resample_filter
+    px0, px1, py0, py1 = upfirdn2d.upsample_padding(taps, up)
     low, high = layer.padding - (kernel - 1), layer.padding - (kernel - up)  # the transposed convolution's own borders
     pads = [px0 + low, px1 + high, py0 + low, py1 + high]
-
-    def upsampled(x: torch.Tensor) -> torch.Tensor:
-        return upfirdn2d.upfirdn2d(convolve(x), layer.resample_filter, padding=pads, gain=up**2)
-
-    return upsampled
+    convolve = packed.bound(images)
+    convolved = _images(len(images), layer.weight.shape[0], up * (images.shape[2] - 1) + kernel, images.dtype)
+    resample = upfirdn2d.bound(convolved, taps, pads, up**2)
+    return lambda x: resample(convolve(x))
 
 
 def _synthesis_block(
@@ -314,8 +384,11 @@ def _modulated(layer: Any, x: torch.Tensor, part: _Part, noise_mode: str, gain: 
         strength = layer.noise_strength
         shape = [len(x), 1, layer.resolution, layer.resolution]
         noise = torch.randn(shape, device=x.device) if noise_mode == "random" else layer.noise_const
+    x = part.convolve(part.modulate(x, part.styles))
+    if part.finish is not None and gain == 1:
+        return part.finish(x, part.scales, noise, strength, layer.bias)
     return epilogue.epilogue(
-        part.convolve(epilogue.epilogue(x, part.styles)),
+        x,
         part.scales,
         noise,
         strength,

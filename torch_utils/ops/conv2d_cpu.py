@@ -5,6 +5,7 @@ transposed convolution) and to the weights. Each is done by our code or by torch
 Winograd's at stride 1, in float32 whatever the images are, and the gradient to the weights at stride 2.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -47,7 +48,13 @@ def prepare(w: torch.Tensor) -> torch.Tensor:
 
 def conv2d_prepared(x: torch.Tensor, prepared: torch.Tensor, channels: int) -> torch.Tensor:
     """`conv2d` of stride 1 and padding 1 with the weights [channels, I, 3, 3] that were prepared; no gradient."""
-    return _operator("conv2d_prepared")(x, prepared, channels)
+    return bound_prepared(prepared, channels)(x)
+
+
+def bound_prepared(prepared: torch.Tensor, channels: int) -> Callable[[torch.Tensor], torch.Tensor]:
+    """`conv2d_prepared` for many calls with the same weights."""
+    run = _operator("conv2d_prepared")
+    return lambda x: run(x, prepared, channels)
 
 
 def prepared_pays(n: int, c: int, o: int, h: int, w: int, dtype: torch.dtype) -> bool:
@@ -120,9 +127,7 @@ def _operator(name: str) -> Any:
     return custom_ops.declare(name, *_DECLARATIONS[name])
 
 
-def _conv2d_shape(
-    x: torch.Tensor, w: torch.Tensor, stride: int, pad_y: int, pad_x: int, own: bool
-) -> torch.Tensor:
+def _conv2d_shape(x: torch.Tensor, w: torch.Tensor, stride: int, pad_y: int, pad_x: int, own: bool) -> torch.Tensor:
     """Shape and layout of the convolution's result."""
     h, wide = (x.shape[2] + 2 * pad_y - 3) // stride + 1, (x.shape[3] + 2 * pad_x - 3) // stride + 1
     return _empty(x, x.shape[0], w.shape[0], h, wide)

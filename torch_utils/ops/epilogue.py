@@ -5,6 +5,8 @@ memory, and its gradients, to second order, in one pass each. Not one of the ope
 `training.execution` does.
 """
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -57,6 +59,28 @@ def epilogue(
         alpha = float(bias_act.activation_funcs[act].def_alpha) if act == "lrelu" else 1.0
         return _forward()(x, *tensors, alpha, float(gain or 0), -1.0 if clamp is None else float(clamp))
     return _by_torch(x, scale, noise, strength, bias, act, gain, clamp)
+
+
+def bound(
+    like: torch.Tensor, act: str = "linear", gain: float | None = None, clamp: float | None = None
+) -> Callable[..., torch.Tensor]:
+    """`epilogue` for many calls without gradient: what depends on the kind of images alone is decided here, once.
+
+    Args:
+        like: Images of the kind that will come.
+        act: As in `epilogue`; `gain` and `clamp` too.
+
+    Returns:
+        Function of (x, scale, noise, strength, bias), None where there is none; all but x in float32.
+    """
+    gain = float(bias_act.activation_funcs[act].def_gain) if gain is None else gain
+    if custom_ops.fast_paths() and _suits_native(like, None, act, gain, clamp) and custom_ops.selected() == "native":
+        if like.dtype != torch.float64:
+            alpha = float(bias_act.activation_funcs[act].def_alpha) if act == "lrelu" else 1.0
+            settings = (alpha, float(gain), -1.0 if clamp is None else float(clamp))
+            run = _forward()
+            return lambda x, scale, noise, strength, bias: run(x, scale, noise, strength, bias, *settings)
+    return functools.partial(epilogue, act=act, gain=gain, clamp=clamp)
 
 
 def reference(

@@ -4,6 +4,8 @@ A convolution library reorders its weights before it starts; with small images t
 `PackedConv2d` keeps the reordered weights. Nothing here has a gradient.
 """
 
+from collections.abc import Callable
+
 import torch
 
 from torch_utils import custom_ops
@@ -25,34 +27,37 @@ class PackedConv2d:
         self.weight = weight.transpose(0, 1) if transposed else weight
         self.transposed = transposed
         self.padding = 0 if transposed else weight.shape[2] // 2
-        self._packed: dict[torch.Size, torch.Tensor] = {}  # by the size of the images, which the best layout depends on
+        self._calls: dict[torch.Size, Callable[[torch.Tensor], torch.Tensor]] = {}  # by the size of the images
         self._prepared: torch.Tensor | None = None
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """Convolve channels-last images [N, I, H, W]."""
-        if self._is_ours(x):
+        call = self._calls.get(x.shape)
+        if call is None:
+            if len(self._calls) == MAX_SIZES:
+                self._calls.clear()
+            call = self._calls[x.shape] = self.bound(x)
+        return call(x)
+
+    def bound(self, like: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+        """The convolution of images of this size and kind, with nothing left to decide."""
+        if self._is_ours(like):
             if self._prepared is None:
                 self._prepared = conv2d_cpu.prepare(self.weight)
-            return conv2d_cpu.conv2d_prepared(x, self._prepared, self.weight.shape[0])
-        if not self._pays(x):
+            return conv2d_cpu.bound_prepared(self._prepared, self.weight.shape[0])
+        if not self._pays(like):
             if self.transposed:
-                return conv2d_gradfix.conv_transpose2d(x, self.weight, stride=2)
-            return conv2d_gradfix.conv2d(x, self.weight, padding=self.padding)
-        ops, one, pads = torch.ops.mkldnn, [1, 1], [self.padding] * 2
-        packed = self._packed.get(x.shape)
-        if packed is None:
-            if len(self._packed) == MAX_SIZES:
-                self._packed.clear()
-            if self.transposed:
-                packed = ops._reorder_convolution_transpose_weight(
-                    self.weight, [0, 0], [0, 0], [2, 2], one, 1, list(x.shape)
-                )
-            else:
-                packed = ops._reorder_convolution_weight(self.weight, pads, one, one, 1, list(x.shape))
-            self._packed[x.shape] = packed
+                return lambda x: conv2d_gradfix.conv_transpose2d(x, self.weight, stride=2)
+            return lambda x: conv2d_gradfix.conv2d(x, self.weight, padding=self.padding)
+        ops, one, pads, size = torch.ops.mkldnn, [1, 1], [self.padding] * 2, list(like.shape)
         if self.transposed:
-            return ops._convolution_transpose_pointwise(x, packed, None, [0, 0], [0, 0], [2, 2], one, 1, "none", [], "")
-        return ops._convolution_pointwise(x, packed, None, pads, one, one, 1, "none", [], "")
+            zero, two = [0, 0], [2, 2]
+            packed = ops._reorder_convolution_transpose_weight(self.weight, zero, zero, two, one, 1, size)
+            run = ops._convolution_transpose_pointwise.default
+            return lambda x: run(x, packed, None, zero, zero, two, one, 1, "none", [], "")
+        packed = ops._reorder_convolution_weight(self.weight, pads, one, one, 1, size)
+        run = ops._convolution_pointwise.default
+        return lambda x: run(x, packed, None, pads, one, one, 1, "none", [], "")
 
     def _is_ours(self, x: torch.Tensor) -> bool:
         """Whether the compiled 3x3 convolution of stride 1 beats packed weights."""

@@ -5,8 +5,9 @@ so is the compiled operator (native_cpu.cpp, cuda_ops.cpp), which is used where 
 Spec: networks-and-pickles.md 1.1 to 1.3.
 """
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -111,6 +112,21 @@ def upfirdn2d(
     if _suits_native(x, f, upx * upy, downx * downy) and custom_ops.selected(x.device.type) == "native":
         return _native()(x, f, upx, upy, downx, downy, padx0, padx1, pady0, pady1, flip_filter, gain)
     return _Resample.apply(x, f, (upx, upy), (downx, downy), (padx0, padx1, pady0, pady1), flip_filter, gain)
+
+
+def bound(
+    like: torch.Tensor, f: torch.Tensor, padding: Sequence[int], gain: float = 1
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    """`upfirdn2d` without resampling for many calls: what depends on the kind of images alone is decided here, once.
+
+    Args:
+        like: Images of the kind that will come.
+        f: As in `upfirdn2d`; `padding` and `gain` too.
+    """
+    if custom_ops.fast_paths() and _suits_native(like, f, 1, 1) and custom_ops.selected(like.device.type) == "native":
+        run, pads = _native(), _padding(padding)
+        return lambda x: run(x, f, 1, 1, 1, 1, *pads, False, gain)
+    return functools.partial(upfirdn2d, f=f, padding=padding, gain=gain)
 
 
 def filter2d(
