@@ -163,7 +163,7 @@ class GanLoss:
         img = self.G.synthesis(ws)
         noise = torch.randn_like(img) / math.sqrt(img.shape[2] * img.shape[3])
         with conv2d_gradfix.no_weight_gradients():
-            (jacobian,) = torch.autograd.grad([(img * noise).sum()], [ws], create_graph=True)  # [b, L, w_dim]
+            jacobian, = torch.autograd.grad([(img * noise).sum()], [ws], create_graph=True)  # [b, L, w_dim]
         lengths = jacobian.square().sum(dim=2).mean(dim=1).sqrt()  # [b]
         # The mean that the penalty sees is not detached: its share of the gradient belongs to the method.
         mean = self.pl_mean.lerp(lengths.mean(), self.pl_decay)
@@ -204,7 +204,7 @@ class GanLoss:
             total = total + loss
         if r1:
             with conv2d_gradfix.no_weight_gradients():
-                (gradient,) = torch.autograd.grad([logits.sum()], [img], create_graph=True)
+                gradient, = torch.autograd.grad([logits.sum()], [img], create_graph=True)
             penalty = gradient.square().sum(dim=[1, 2, 3])  # [N]
             loss = penalty * (self.r1_gamma / 2)
             self._say("Loss/r1_penalty", penalty)

@@ -509,7 +509,7 @@ class SynthesisBlock(torch.nn.Module):
         use_fp16: bool = False,
         fp16_channels_last: bool = False,
         fused_modconv_default: "bool | str | None" = None,
-        **layer_kwargs,
+        **layer_kwargs
     ):
         """Create the block.
 
@@ -559,7 +559,7 @@ class SynthesisBlock(torch.nn.Module):
                 up=2,
                 resample_filter=resample_filter,
                 **shared,
-                **layer_kwargs,
+                **layer_kwargs
             )
             self.num_conv += 1
         self.conv1 = SynthesisLayer(
@@ -587,7 +587,7 @@ class SynthesisBlock(torch.nn.Module):
         ws: torch.Tensor,
         force_fp32: bool = False,
         fused_modconv: "bool | None" = None,
-        **layer_kwargs,
+        **layer_kwargs
     ) -> "tuple[torch.Tensor, torch.Tensor | None]":
         """Compute the block.
 
@@ -655,7 +655,7 @@ class SynthesisNetwork(torch.nn.Module):
         channel_base: int = 32768,
         channel_max: int = 512,
         num_fp16_res: int = 0,
-        **block_kwargs,
+        **block_kwargs
     ):
         """Create the blocks b4 ... bR.
 
@@ -687,7 +687,7 @@ class SynthesisNetwork(torch.nn.Module):
                 img_channels=img_channels,
                 is_last=(res == img_resolution),
                 use_fp16=_runs_fp16(res, self.img_resolution_log2, num_fp16_res),
-                **block_kwargs,
+                **block_kwargs
             )
             setattr(self, "b%d" % res, block)
 
@@ -754,7 +754,7 @@ class Generator(torch.nn.Module):
         c: "torch.Tensor | None",
         truncation_psi: float = 1,
         truncation_cutoff: "int | None" = None,
-        **synthesis_kwargs,
+        **synthesis_kwargs
     ) -> torch.Tensor:
         """Make images, float32 [N, img_channels, R, R] of about [-1, 1], from z [N, z_dim] and c [N, c_dim].
 
@@ -1055,7 +1055,7 @@ class Discriminator(torch.nn.Module):
                 first_layer_idx=layer_idx,
                 use_fp16=_runs_fp16(res, self.img_resolution_log2, num_fp16_res),
                 **shared,
-                **(block_kwargs or {}),
+                **(block_kwargs or {})
             )
             setattr(self, "b%d" % res, block)
             layer_idx += block.num_layers
@@ -1068,7 +1068,7 @@ class Discriminator(torch.nn.Module):
             cmap_dim=cmap_dim,
             resolution=4,
             **shared,
-            **(epilogue_kwargs or {}),
+            **(epilogue_kwargs or {})
         )
 
     def forward(self, img: torch.Tensor, c: "torch.Tensor | None", **block_kwargs) -> torch.Tensor:

@@ -107,6 +107,8 @@ def gradient_norm(parameters: Iterable[torch.Tensor]) -> torch.Tensor:
     return torch.stack(torch._foreach_norm(gradients)).norm()
 
 
-def _adam(parameters: Sequence[torch.Tensor], lr: float, betas: tuple[float, float], eps: float) -> torch.optim.Adam:
+def _adam(
+    parameters: Sequence[torch.Tensor], lr: float, betas: tuple[float, float], eps: float
+) -> torch.optim.Adam:
     fused = all(p.device.type in ("cpu", "cuda") for p in parameters)
     return torch.optim.Adam(parameters, lr=lr, betas=betas, eps=eps, fused=fused)

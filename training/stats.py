@@ -64,7 +64,9 @@ class StatsCollector:
             "last": {name: list(astuple(scalar)) for name, scalar in self._last.items()},
         }
 
-    def load_state_dict(self, state: dict[str, Any], device: torch.device | str = "cpu", *, share: float = 1.0) -> None:
+    def load_state_dict(
+        self, state: dict[str, Any], device: torch.device | str = "cpu", *, share: float = 1.0
+    ) -> None:
         """Take over what `state_dict` returned; open sums, times `share`, move to `device`."""
         self._sums = {name: (moments * share).to(device) for name, moments in state["sums"].items()}
         self._last = {name: Scalar(*values) for name, values in state["last"].items()}
