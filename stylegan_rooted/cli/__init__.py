@@ -15,6 +15,7 @@ from stylegan_rooted import __version__
 COMMANDS = {
     "demo": "Fine-tune the embedded network on emoji, with a report; needs nothing else.",
     "finetune": "Fine-tune a network pickle on a folder or zip of images (or train from scratch).",
+    "compare": "Train several losses on several seeds, all else equal, and say what the differences show.",
     "generate": "Write one PNG per seed.",
     "grid": "Write one PNG with rows and columns of images.",
     "report": "Measure FID/KID of a network against data and write report.json and report.html.",
