@@ -50,7 +50,7 @@ def read_run(path: Path, *, with_memory: bool) -> Record:
     on_gpu = max((_mean(row, "Resources/peak_gpu_mem_gb") for row in ticks), default=0.0)  # each tick's own peak
     peak = on_gpu or (_mean(ticks[-1], "Resources/cpu_mem_gb") if ticks else 0.0)
     return {
-        "kimg": kimg[-1] if kimg else 0.0,
+        "kimg": round(kimg[-1], 6) if kimg else 0.0,
         "curves": curves,
         "sec_per_kimg": sec / shown if shown else None,
         "peak_gib": peak if with_memory and peak else None,
@@ -208,7 +208,7 @@ def judge(
 
 def overall(verdicts: Sequence[dict[str, str]], baseline: str, judged_by: str, num_seeds: int) -> str:
     """One line from the outcomes of all arms."""
-    what = f"final {label(judged_by)}, {num_seeds} seeds"
+    what = f"final {label(judged_by)}, {num_seeds} seed{'s' if num_seeds > 1 else ''}"
     note = paired.coarse_note(num_seeds)
     ending = f" {note[0].upper()}{note[1:]}." if note else ""
 
@@ -222,7 +222,7 @@ def overall(verdicts: Sequence[dict[str, str]], baseline: str, judged_by: str, n
     if of(paired.NONE_SEEN):
         parts.append(f"no difference seen from {baseline}: {of(paired.NONE_SEEN)}")
     if of(paired.TOO_FEW):
-        parts.append(f"one pair only, nothing can be said: {of(paired.TOO_FEW)}")
+        parts.append(f"nothing can be said of: {of(paired.TOO_FEW)}")
     if of(NO_PAIR):
         parts.append(f"no pair of finished runs: {of(NO_PAIR)}")
     text = "; ".join(parts)

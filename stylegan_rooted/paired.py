@@ -168,6 +168,8 @@ def coarse_note(n: int) -> str:
     """What to say beside an interval of so few pairs; "" where they are enough."""
     if n >= COARSE_BELOW:
         return ""
+    if n == 1:
+        return "one pair has no interval"
     least = 2.0 ** (1 - n)
     beyond = f", and no test free of assumptions can fall below p = {least:.2g} with them" if least > 0.05 else ""
     return f"{n} pairs are few: these intervals are coarse{beyond}"

@@ -241,8 +241,8 @@ def _differences(results: dict[str, Any]) -> Table:
     ]
     note = (
         f"Arm less {results['baseline']}, seed by seed. The verdict goes by {label(results['judged_by'])} alone and "
-        "asks that both intervals exclude zero, and Student's also at the level that counts all arms; the other figures are "
-        "shown for what they are, without such a correction."
+        "asks that both intervals exclude zero, and Student's also at the level that counts all arms; other figures "
+        "are shown for what they are, without such a correction."
     )
     header = ["figure", "arm", "mean", "95 % bootstrap (BCa)", "95 % t", "n"]
     return Table("Paired differences", note, header, rows)
