@@ -25,6 +25,7 @@ COMMANDS = {
     "surgery": "Change a network: classes, channels, resolution, layers; exact where possible.",
     "dataset": "Check images, build a training zip from them, tell what is in one.",
     "cache": "List or clear what is kept on disk: features of data sets, downloads.",
+    "study": "Compare the rooted objective with cross-entropy on classifiers, paired by seed; with a report.",
     "doctor": "Tell what this installation and machine can do, with remedies.",
     "ops": "Build, show or remove the compiled operators.",
 }

@@ -1,0 +1,216 @@
+"""What the linear study found: tables, figures and sentences from the results of its cells. Computes nothing anew."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from stylegan_rooted.study import comparison, figures
+from stylegan_rooted.study.cells import Cell, Cells, Result
+from stylegan_rooted.study.comparison import Entry
+from stylegan_rooted.study.linear import METHODS, NUM_STARTS, SAME_MINIMISER, Size, cells
+from stylegan_rooted.study.measures import first_reaching
+from stylegan_rooted.study.objectives import BASELINE, NAMES
+from stylegan_rooted.study.page import Figure, Page, Section, Table
+
+SMALL_GAP = 1e-2
+CRITERIA = {
+    "loss": "learning rate with the smallest final training loss",
+    "angle": "learning rate with the smallest final angle",
+}
+
+
+class LinearReport:
+    """Tables and figures of one study's results.
+
+    Args:
+        size: What was run.
+        seeds: Likewise.
+        store: Holds every cell's result.
+    """
+
+    def __init__(self, size: Size, seeds: list[int], store: Cells) -> None:
+        self.size = size
+        self.seeds = seeds
+        self.objectives = NAMES
+        self.results: dict[tuple[str, str, str], Result] = {
+            _place(cell): store.result(cell) for cell in cells(size, seeds)
+        }
+        first = {d: self.results[d, METHODS[0], BASELINE] for d in size.data}
+        self.separable = [d for d in size.data if first[d]["separable"]]
+        self.overlapping = [d for d in size.data if not first[d]["separable"]]
+
+    def summary(self) -> dict[str, Any]:
+        """All comparisons, for JSON."""
+        return {
+            f"{measure}, {method}, {criterion}": {
+                d: {name: e.as_dict() for name, e in entries.items()} for d, entries in columns.items()
+            }
+            for (measure, method, criterion), columns in self.columns().items()
+        }
+
+    def columns(self) -> dict[tuple[str, str, str], dict[str, dict[str, Entry]]]:
+        """(measure, method, criterion of the rate) -> data -> objective -> entry."""
+        found = {}
+        for method in METHODS:
+            for criterion in CRITERIA if self.separable else ():
+                found["angle", method, criterion] = {
+                    d: self._column(d, method, criterion, "angle") for d in self.separable
+                }
+            if self.overlapping:
+                found["gap", method, "loss"] = {d: self._column(d, method, "loss", "gap") for d in self.overlapping}
+            found["passes", method, "loss"] = {d: self._column(d, method, "loss", "passes") for d in self.size.data}
+        return found
+
+    def page(self) -> Page:
+        """The whole report."""
+        columns = self.columns()
+        sections = [Section("Verdict", [*self._sentences(columns)]), self._settings()]
+        for method in METHODS:
+            blocks: list[Table | Figure] = []
+            for criterion, meaning in CRITERIA.items():
+                if ("angle", method, criterion) in columns:
+                    title = f"Final angle to the hard-margin direction in degrees, {method}; {meaning}"
+                    blocks.append(entries_table(title, columns["angle", method, criterion], "{:.2f}".format))
+            if ("gap", method, "loss") in columns:
+                title = f"Final relative optimality gap, {method}; {CRITERIA['loss']}"
+                blocks.append(entries_table(title, columns["gap", method, "loss"], "{:.1e}".format))
+            title = f"Passes until the relative training loss falls to {SMALL_GAP:g}, {method}; {CRITERIA['loss']}"
+            blocks.append(entries_table(title, columns["passes", method, "loss"], "{:.1f}".format))
+            blocks.append(self._rates(method))
+            sections.append(Section(method.capitalize(), (), blocks))
+        if self.overlapping:
+            sections.append(Section("Is the minimiser unique?", (), [self._minimisers()]))
+        sections.append(Section("Curves", (), self._figure_blocks()))
+        return Page("Linear classifiers and the rooted objective", sections)
+
+    def draw(self, folder: Path) -> None:
+        """Write the figures."""
+        for criterion in CRITERIA if self.separable else ():
+            rows = [
+                [figures.Panel(f"{d}\n{method}", self._curves(d, method, criterion, "angle")) for method in METHODS]
+                for d in self.separable
+            ]
+            figures.draw(folder, f"angle-{criterion}", rows, x_label="passes", y_label="degrees", x_log=True)
+        if self.overlapping:
+            rows = [
+                [figures.Panel(f"{d}\n{method}", self._curves(d, method, "loss", "gap")) for method in METHODS]
+                for d in self.overlapping
+            ]
+            figures.draw(folder, "gap", rows, x_label="passes", y_label="relative gap", x_log=True, y_log=True)
+
+    # --- parts
+
+    def _figure_blocks(self) -> list[Figure]:
+        found = [
+            Figure(f"Angle to the hard-margin direction; {meaning}", f"angle-{criterion}", "Mean over seeds.")
+            for criterion, meaning in CRITERIA.items()
+            if self.separable
+        ]
+        if self.overlapping:
+            found.append(Figure("Relative optimality gap", "gap", "Mean over seeds; rate by training loss."))
+        return found
+
+    def _choice(self, d: str, method: str, name: str, criterion: str) -> dict[str, Any]:
+        return self.results[d, method, name]["choices"][criterion]
+
+    def _column(self, d: str, method: str, criterion: str, measure: str) -> dict[str, Entry]:
+        values = {name: self._values(d, method, criterion, measure, name) for name in self.objectives}
+        return comparison.column(values, lower_is_better=True, ratio=measure != "angle")
+
+    def _values(self, d: str, method: str, criterion: str, measure: str, name: str) -> list[float | None]:
+        """One value per seed."""
+        result, choice = self.results[d, method, name], self._choice(d, method, name, criterion)
+        if measure == "passes":
+            return [first_reaching(result["steps"], gap, SMALL_GAP, rising=False) for gap in choice["gap"]]
+        finals = [curve[-1] for curve in choice[measure]]
+        # A direct form can end below what the solver found: its gap is then no positive number, hence no figure.
+        return finals if measure == "angle" else [v if v is not None and v > 0 else None for v in finals]
+
+    def _curves(self, d: str, method: str, criterion: str, measure: str) -> list[figures.Curve]:
+        curves = []
+        for name in self.objectives:
+            steps = self.results[d, method, name]["steps"]
+            seeds = self._choice(d, method, name, criterion)[measure]
+            means = [None if None in at else sum(at) / len(at) for at in zip(*seeds)]
+            curves.append(figures.Curve(name, steps[1:], means[1:]))
+        return curves
+
+    def _sentences(self, columns: dict[tuple[str, str, str], dict[str, dict[str, Entry]]]) -> list[str]:
+        what = {
+            "angle": "final angle to the hard-margin direction",
+            "gap": "final relative optimality gap",
+            "passes": f"passes to a relative loss of {SMALL_GAP:g}",
+        }
+        lines = []
+        for (measure, method, criterion), of_data in columns.items():
+            for form in ("inverse", "direct"):
+                mine = [{n: e for n, e in c.items() if n.startswith(form)} for c in of_data.values()]
+                counts = comparison.tally(mine)
+                lines.append(
+                    f"{what[measure].capitalize()}, {method}, {CRITERIA[criterion]}: rooted {form} form against "
+                    f"cross-entropy in {comparison.tally_text(counts)}."
+                )
+        return [f"- {line}" for line in lines]
+
+    def _settings(self) -> Section:
+        size = self.size
+        return Section("Settings", [
+            f"Seeds {', '.join(map(str, self.seeds))}; a seed draws synthetic data, the start and the order of samples, "
+            "the same for all objectives. On real data it draws start and order only: their intervals say nothing about "
+            "other data.",
+            f"{size.passes} passes over the data; learning rates {', '.join(f'{r:g}' for r in size.rates)} in units of 1 / "
+            "(largest eigenvalue of the mean of z z'), the same grid for all objectives; a rate at which any seed ends in "
+            "something that is no number cannot be chosen. The relative loss (gap) is the training loss less its infimum, "
+            "divided by the same at w = 0: each objective in its own units.",
+            "In tables, \"better\" and \"worse\" mark differences to cross-entropy that the bootstrap's and Student's 95 % "
+            f"interval and one corrected for the {len(NAMES) - 1} comparisons of the column (Bonferroni) all exclude; unmarked "
+            "is \"no difference seen\". A column without any real difference shows a mark in at most about 1 report of 20.",
+        ])  # fmt: skip
+
+    def _rates(self, method: str) -> Table:
+        rows = []
+        for name in self.objectives:
+            row = [name]
+            for d in self.size.data:
+                of_criteria = self.results[d, method, name]["choices"]
+                row.append(" / ".join(f"{choice['rate']:g}" for choice in of_criteria.values()))
+            rows.append(row)
+        return Table(
+            f"Chosen learning rates, {method}", ["objective", *self.size.data], rows,
+            "By training loss / by angle, where there is one. The ends of the grid were there to be chosen.",
+        )  # fmt: skip
+
+    def _minimisers(self) -> Table:
+        rows = []
+        for name in self.objectives:
+            row = [name]
+            for d in self.overlapping:
+                found = self.results[d, METHODS[0], name]["minimisers"]
+                row.append(f"{max(f['num_different'] for f in found)} ({max(f['spread'] for f in found):.0e})")
+            rows.append(row)
+        return Table(
+            f"End points of a second-order solver from {NUM_STARTS} random starts that differ", ["objective", *self.overlapping],
+            rows, f"The most over seeds, and the largest distance relative to their norm; beyond {SAME_MINIMISER:g} they differ.",
+        )  # fmt: skip
+
+
+def entries_table(title: str, columns: dict[str, dict[str, Entry]], form: Any, note: str = "") -> Table:
+    """Objectives down, settings across: the mean, a mark where a difference was seen, and failures."""
+    names: Sequence[str] = list(next(iter(columns.values())))
+    return Table(
+        title, ["objective", *columns], [[name, *(cell_text(c[name], form) for c in columns.values())] for name in names],
+        note,
+    )  # fmt: skip
+
+
+def cell_text(e: Entry, form: Any) -> str:
+    """`4.42 better`, `0.1 (4 of 5)`, `none of 5`."""
+    if e.mean is None:
+        return f"none of {e.num_runs}"
+    mark = f" {e.outcome}" if e.outcome in ("better", "worse") else ""
+    failed = f" ({e.num_runs - e.num_failed} of {e.num_runs})" if e.num_failed else ""
+    return f"{form(e.mean)}{failed}{mark}"
+
+
+def _place(cell: Cell) -> tuple[str, str, str]:
+    return cell["data"], cell["method"], cell["objective"]
