@@ -20,5 +20,5 @@ fi
 echo "Installing into $PWD/.venv (a few minutes the first time)" >&2
 export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
 .venv/bin/python -m pip install --quiet -c constraints.txt torch==2.13.0 torchvision==0.28.0
-.venv/bin/python -m pip install --quiet -c constraints.txt -e ".[demo,fid,tensorboard,yaml,onnx,dev]"
+.venv/bin/python -m pip install --quiet -c constraints.txt -e ".[demo,fid,tensorboard,yaml,onnx,study,dev]"
 pwd >"$stamp"

@@ -58,6 +58,7 @@ class Cells:
 
     def compute(self, cells: Sequence[Cell], done: Callable[[], None] = lambda: None) -> None:
         """Compute what is missing; every result is on disk before `done` is called for it."""
+        _end_torn_line(self._path)
         for cell, result in self._computed(self.missing(cells)):
             result = plain(result)
             append_jsonl(self._path, {"cell": cell, "result": result})
@@ -82,7 +83,7 @@ class Cells:
 
 
 class one_thread:  # noqa: N801 (a context manager, used like a function)
-    """Within, torch computes with one thread: sums do not depend on the machine's cores, and small networks are faster."""
+    """Within, torch computes with one thread: sums do not depend on the machine, and small networks are faster."""
 
     def __enter__(self) -> None:
         self._before = torch.get_num_threads()
@@ -95,6 +96,13 @@ class one_thread:  # noqa: N801 (a context manager, used like a function)
 def key(cell: Cell) -> str:
     """The cell's name: its settings as JSON."""
     return json.dumps(plain(cell), sort_keys=True)
+
+
+def _end_torn_line(path: Path) -> None:
+    """A line that an interruption cut short must not swallow the next one."""
+    if path.is_file() and path.stat().st_size and not path.read_bytes().endswith(b"\n"):
+        with open(path, "ab") as f:
+            f.write(b"\n")
 
 
 def _only_one_thread() -> None:

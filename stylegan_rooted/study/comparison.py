@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ class Entry:
     Attributes:
         mean: Over the runs that have the figure (geometric for ratios); None where none has.
         num_runs, num_failed: Runs, and those without the figure.
-        effect, low, high: Mean paired difference (or ratio) to the baseline, Student's 95 % interval; None without pairs.
+        effect, low, high: Mean paired difference (or ratio) to the baseline with Student's 95 % interval, if any.
         outcome: One of paired's, or BASE, or FAILED.
     """
 
@@ -80,7 +80,7 @@ def entry(
 
 
 def column(
-    values: dict[str, Sequence[float | None]], *, lower_is_better: bool, ratio: bool = False
+    values: Mapping[str, Sequence[float | None]], *, lower_is_better: bool, ratio: bool = False
 ) -> dict[str, Entry]:
     """Entries of all objectives in one setting; the comparisons of a column are counted together."""
     base = values[BASELINE]

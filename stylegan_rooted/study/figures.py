@@ -1,6 +1,6 @@
 """Figures of the studies as PNG and SVG: curves in panels, and intervals in panels. The door to matplotlib.
 
-Colours say which family an objective belongs to, their depth its k; nothing is drawn through pyplot, whose state is global.
+Colours say which family an objective belongs to, their depth its k. Nothing is drawn through pyplot's global state.
 """
 
 import math

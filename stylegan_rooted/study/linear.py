@@ -1,8 +1,8 @@
 """The linear study: which direction, and how fast, first-order methods take a linear classifier with each objective.
 
-One cell is one data set x method x objective, for all learning rates and all seeds at once: weights [S, R, d] of S seeds
-and R rates step together. A seed decides the draw of synthetic data, the start and the order of samples; nothing of it
-depends on the objective, so objectives are paired by seed. Double precision.
+One cell is one data set x method x objective, for all learning rates and all seeds at once: weights [S, R, d] of S
+seeds and R rates step together. A seed decides the draw of synthetic data, the start and the order of samples; nothing
+of it depends on the objective, so objectives are paired by seed. Double precision.
 
 Sources: Soudry et al. 2018 (direction of gradient descent on separable data); Nesterov 1983 (acceleration).
 """
@@ -49,8 +49,8 @@ class Size:
     num_points: int = 20
 
 
-DEFAULT = Size(passes=200, rates=(0.25, 1, 4, 16, 64, 256, 1024), data=tuple(data.BINARY)[:-1])
-FULL = Size(passes=5000, rates=(0.25, 0.5, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 4096))
+DEFAULT = Size(passes=150, rates=tuple(2.0**i for i in range(-1, 11)), data=tuple(data.BINARY)[:-1])
+FULL = Size(passes=3000, rates=tuple(2.0 ** (i / 2) for i in range(-4, 25)))
 
 
 def cells(size: Size, seeds: list[int], names: tuple[str, ...] = NAMES) -> list[Cell]:

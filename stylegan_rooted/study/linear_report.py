@@ -13,6 +13,15 @@ from stylegan_rooted.study.objectives import BASELINE, NAMES
 from stylegan_rooted.study.page import Figure, Page, Section, Table
 
 SMALL_GAP = 1e-2
+ROUNDING = 1e-12
+"""Relative gaps below it are called equal to it: there is no more to see in double precision."""
+SETTINGS = (
+    "Seeds {seeds}; a seed draws synthetic data, the start and the order of samples, the same for all objectives. On "
+    "real data it draws start and order only: their intervals say nothing about other data. {passes} passes over the "
+    "data; learning rates {rates} in units of 1 / (largest eigenvalue of the mean of z z'), the same grid for all "
+    "objectives; a rate at which any seed ends in something that is no number cannot be chosen. The relative loss "
+    "(gap) is the training loss less its infimum, divided by the same at w = 0: each objective in its own units."
+)
 CRITERIA = {
     "loss": "learning rate with the smallest final training loss",
     "angle": "learning rate with the smallest final angle",
@@ -64,7 +73,7 @@ class LinearReport:
     def page(self) -> Page:
         """The whole report."""
         columns = self.columns()
-        sections = [Section("Verdict", [*self._sentences(columns)]), self._settings()]
+        sections = [Section("Verdict", points=self._sentences(columns)), self._settings()]
         for method in METHODS:
             blocks: list[Table | Figure] = []
             for criterion, meaning in CRITERIA.items():
@@ -77,10 +86,10 @@ class LinearReport:
             title = f"Passes until the relative training loss falls to {SMALL_GAP:g}, {method}; {CRITERIA['loss']}"
             blocks.append(entries_table(title, columns["passes", method, "loss"], "{:.1f}".format))
             blocks.append(self._rates(method))
-            sections.append(Section(method.capitalize(), (), blocks))
+            sections.append(Section(method.capitalize(), blocks=blocks))
         if self.overlapping:
-            sections.append(Section("Is the minimiser unique?", (), [self._minimisers()]))
-        sections.append(Section("Curves", (), self._figure_blocks()))
+            sections.append(Section("Is the minimiser unique?", blocks=[self._minimisers()]))
+        sections.append(Section("Curves", blocks=self._figure_blocks()))
         return Page("Linear classifiers and the rooted objective", sections)
 
     def draw(self, folder: Path) -> None:
@@ -123,8 +132,10 @@ class LinearReport:
         if measure == "passes":
             return [first_reaching(result["steps"], gap, SMALL_GAP, rising=False) for gap in choice["gap"]]
         finals = [curve[-1] for curve in choice[measure]]
-        # A direct form can end below what the solver found: its gap is then no positive number, hence no figure.
-        return finals if measure == "angle" else [v if v is not None and v > 0 else None for v in finals]
+        if measure == "angle":
+            return finals
+        # Below the solver's minimum by more than rounding: possible for the direct form, which is not convex.
+        return [None if v is None or v < -ROUNDING else max(v, ROUNDING) for v in finals]
 
     def _curves(self, d: str, method: str, criterion: str, measure: str) -> list[figures.Curve]:
         curves = []
@@ -136,36 +147,24 @@ class LinearReport:
         return curves
 
     def _sentences(self, columns: dict[tuple[str, str, str], dict[str, dict[str, Entry]]]) -> list[str]:
-        what = {
-            "angle": "final angle to the hard-margin direction",
-            "gap": "final relative optimality gap",
-            "passes": f"passes to a relative loss of {SMALL_GAP:g}",
-        }
+        what = {"angle": "Final angle to the hard-margin direction", "gap": "Final relative optimality gap"}
         lines = []
-        for (measure, method, criterion), of_data in columns.items():
+        for measure, criterion in dict.fromkeys((m, c) for m, _, c in columns if m in what):
+            mine = [of_data for key, of_data in columns.items() if key[::2] == (measure, criterion)]
+            settings = [entries for of_data in mine for entries in of_data.values()]
             for form in ("inverse", "direct"):
-                mine = [{n: e for n, e in c.items() if n.startswith(form)} for c in of_data.values()]
-                counts = comparison.tally(mine)
+                counts = comparison.tally({n: e for n, e in c.items() if n.startswith(form)} for c in settings)
                 lines.append(
-                    f"{what[measure].capitalize()}, {method}, {CRITERIA[criterion]}: rooted {form} form against "
-                    f"cross-entropy in {comparison.tally_text(counts)}."
+                    f"{what[measure]}, {CRITERIA[criterion]}: rooted {form} form against cross-entropy in "
+                    f"{comparison.tally_text(counts)}."
                 )
-        return [f"- {line}" for line in lines]
+        return lines
 
     def _settings(self) -> Section:
-        size = self.size
-        return Section("Settings", [
-            f"Seeds {', '.join(map(str, self.seeds))}; a seed draws synthetic data, the start and the order of samples, "
-            "the same for all objectives. On real data it draws start and order only: their intervals say nothing about "
-            "other data.",
-            f"{size.passes} passes over the data; learning rates {', '.join(f'{r:g}' for r in size.rates)} in units of 1 / "
-            "(largest eigenvalue of the mean of z z'), the same grid for all objectives; a rate at which any seed ends in "
-            "something that is no number cannot be chosen. The relative loss (gap) is the training loss less its infimum, "
-            "divided by the same at w = 0: each objective in its own units.",
-            "In tables, \"better\" and \"worse\" mark differences to cross-entropy that the bootstrap's and Student's 95 % "
-            f"interval and one corrected for the {len(NAMES) - 1} comparisons of the column (Bonferroni) all exclude; unmarked "
-            "is \"no difference seen\". A column without any real difference shows a mark in at most about 1 report of 20.",
-        ])  # fmt: skip
+        rates = ", ".join(f"{r:g}" for r in self.size.rates)
+        return Section("Settings", [SETTINGS.format(
+            seeds=", ".join(map(str, self.seeds)), passes=self.size.passes, rates=rates
+        ), marks_text(len(NAMES) - 1)])  # fmt: skip
 
     def _rates(self, method: str) -> Table:
         rows = []
@@ -189,18 +188,28 @@ class LinearReport:
                 row.append(f"{max(f['num_different'] for f in found)} ({max(f['spread'] for f in found):.0e})")
             rows.append(row)
         return Table(
-            f"End points of a second-order solver from {NUM_STARTS} random starts that differ", ["objective", *self.overlapping],
-            rows, f"The most over seeds, and the largest distance relative to their norm; beyond {SAME_MINIMISER:g} they differ.",
-        )  # fmt: skip
+            f"End points of a second-order solver from {NUM_STARTS} random starts that differ",
+            ["objective", *self.overlapping],
+            rows,
+            f"The most over seeds; in brackets the largest distance relative to their norm, which counts beyond "
+            f"{SAME_MINIMISER:g}.",
+        )
 
 
 def entries_table(title: str, columns: dict[str, dict[str, Entry]], form: Any, note: str = "") -> Table:
     """Objectives down, settings across: the mean, a mark where a difference was seen, and failures."""
     names: Sequence[str] = list(next(iter(columns.values())))
-    return Table(
-        title, ["objective", *columns], [[name, *(cell_text(c[name], form) for c in columns.values())] for name in names],
-        note,
-    )  # fmt: skip
+    rows = [[name, *(cell_text(c[name], form) for c in columns.values())] for name in names]
+    return Table(title, ["objective", *columns], rows, note)
+
+
+def marks_text(num_comparisons: int) -> str:
+    """What the marks in tables mean."""
+    return (
+        'In tables, "better" and "worse" mark differences to cross-entropy where the bootstrap\'s and Student\'s 95 % '
+        f"interval and one corrected for the {num_comparisons} comparisons of the column (Bonferroni) exclude zero; "
+        'no mark is "no difference seen". Where there is no real difference at all, about one column in twenty has one.'
+    )
 
 
 def cell_text(e: Entry, form: Any) -> str:

@@ -32,10 +32,11 @@ class Figure:
 
 @dataclass(frozen=True)
 class Section:
-    """A heading with paragraphs, then tables and figures."""
+    """A heading with paragraphs and points of a list, then tables and figures."""
 
     title: str
     paragraphs: Sequence[str] = ()
+    points: Sequence[str] = ()
     blocks: Sequence[Table | Figure] = ()
 
 
@@ -54,12 +55,14 @@ def markdown(page: Page) -> str:
         lines += [f"## {section.title}", ""]
         for paragraph in section.paragraphs:
             lines += [paragraph, ""]
+        lines += [*(f"- {point}" for point in section.points), *([""] if section.points else [])]
         for block in section.blocks:
             if isinstance(block, Table):
                 lines += [f"**{block.title}** {block.note}".rstrip(), ""]
                 lines += [_row(block.header), _row(["---"] * len(block.header)), *map(_row, block.rows), ""]
             else:
-                lines += [f"![{block.title}](figures/{block.name}.png)", "", f"{block.title}. {block.note}".rstrip(), ""]
+                caption = f"{block.title}. {block.note}".rstrip()
+                lines += [f"![{block.title}](figures/{block.name}.png)", "", caption, ""]
     return "\n".join(lines)
 
 

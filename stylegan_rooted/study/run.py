@@ -1,4 +1,4 @@
-"""Runs one study in a folder: computes the cells that are missing there, then writes study.json, study.md, study.html."""
+"""Runs one study in a folder: computes the cells missing there, then writes study.json, study.md and study.html."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator
