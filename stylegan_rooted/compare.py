@@ -19,6 +19,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from dnnlib.util import format_time
 from metrics.evaluate import MetricResult, headline
 from metrics.features import MetricUnavailable
@@ -30,6 +32,7 @@ from training import run_dir
 from training.config import FinetuneConfig
 
 RUN_FILE, RESULT_FILE = "run.json", "result.json"
+TO_DO, FINISHED, FAILED = "to do", "finished", "failed"
 EVALUATION_SEED = 0
 BESIDE = ("dc", "memorisation")
 """Measured at the end beside what was asked for: variety and copies."""
@@ -161,21 +164,16 @@ def run(
         ValueError, OSError: Something the user can mend; nothing that was done is lost.
     """
     plan = Planned.of(request, flags or {})
+    tuned: dict[str, Any] | None = None
     try:
-        tuned: dict[str, Any] | None = None
-        chosen: dict[str, Point] = {}
         if request.grid:
-            jobs = plan.tuning_jobs()
-            records = plan.train(jobs, say, progress_bar, only, retry_failed)
-            if any(record is None for record in records):
+            tuned = plan.tune(plan.train(plan.tuning_jobs(), say, progress_bar, only, retry_failed))
+            if tuned is None:
                 say("Settings are not all tried yet: run the other shares, then this command again")
                 return Outcome(request.folder)
-            tuned = compare_results.choose(_present(records), [arm.name for arm in request.arms], judge(records))
             for name, row in tuned["chosen"].items():
-                chosen[name] = next(point for point in request.grid if point.name == row["setting"])
                 say(f"Chosen for {name}: {row['setting']}{row['note']}")
-        jobs = plan.jobs(chosen)
-        records = plan.train(jobs, say, progress_bar, only, retry_failed)
+        records = plan.train(plan.jobs(tuned), say, progress_bar, only, retry_failed)
     except Stopped as stop:
         return Outcome(request.folder, stopped_by=str(stop))
     if only is not None or any(record is None for record in records):
@@ -203,15 +201,17 @@ def outline(request: Request, *, flags: Mapping[str, str] | None = None) -> str:
         ValueError, OSError: See `run`.
     """
     plan = Planned.of(request, flags or {})
-    jobs, tuning = plan.jobs({}), plan.tuning_jobs()
-    done = {job.folder: plan.status(job) for job in [*jobs, *tuning]} if not tuning else {}
-    done |= {job.folder: plan.status(job) for job in tuning}
+    tuning = plan.tuning_jobs()
+    tuned = plan.tune([plan.record(job) for job in tuning]) if tuning else None
+    jobs = plan.jobs(tuned)
+    known = tuned is not None or not tuning  # until settings are chosen, the runs that use them have none
+    status = {job.folder: plan.status(job) for job in (*tuning, *(jobs if known else ()))}
     width = max(len(arm.name) for arm in request.arms) + 2
     lines = ["arm".ljust(width) + "".join(f"seed {seed}".ljust(11) for seed in request.seeds).rstrip()]
     for arm in request.arms:
-        cells = [done.get(job.folder, "to do") for job in jobs if job.arm == arm]
-        lines.append(arm.name.ljust(width) + "".join(cell.ljust(11) for cell in cells).rstrip())
-    left = [job for job in [*tuning, *jobs] if done.get(job.folder, "to do") == "to do"]
+        cells = [status.get(job.folder, TO_DO).ljust(11) for job in jobs if job.arm == arm]
+        lines.append(arm.name.ljust(width) + "".join(cells).rstrip())
+    left = [job for job in (*tuning, *jobs) if status.get(job.folder, TO_DO) == TO_DO]
     runs = f"{len(request.arms)} arms x {len(request.seeds)} seeds = {len(jobs)} runs"
     if tuning:
         runs += f", after {len(request.arms)} arms x {len(request.grid)} settings = {len(tuning)} runs that choose"
@@ -276,8 +276,16 @@ class Planned:
         sha256 = plan.checkpoint.sha256 if plan.checkpoint else None
         return cls(request, plan.config, plan.device.type, len(whole), whole.fingerprint(), sha256, flags)
 
-    def jobs(self, chosen: Mapping[str, Point]) -> list[Job]:
+    def tune(self, records: Sequence[dict[str, Any] | None]) -> dict[str, Any] | None:
+        """The settings chosen (see `compare_results.choose`); None where not all have been tried."""
+        if any(record is None for record in records):
+            return None
+        return compare_results.choose(_present(records), [arm.name for arm in self.request.arms], judge(records))
+
+    def jobs(self, tuned: dict[str, Any] | None) -> list[Job]:
         """The runs that are compared: all arms of a seed before the next seed, so that pairs are complete early."""
+        points = {point.name: point for point in self.request.grid}
+        chosen = {arm: points[row["setting"]] for arm, row in tuned["chosen"].items()} if tuned else {}
         found = [self._job(arm, seed, chosen.get(arm.name)) for seed in self.request.seeds for arm in self.request.arms]
         check_fair([self._resolved(job.config) for job in found], tuned=bool(chosen))
         return found
@@ -303,7 +311,8 @@ class Planned:
         """
         records = [self.record(job) for job in jobs]
         mine = range(len(jobs)) if only is None else range(only[0] - 1, len(jobs), only[1])
-        left = [i for i in mine if records[i] is None or (retry_failed and records[i]["status"] != "finished")]  # type: ignore[index]
+        again = (TO_DO, FAILED) if retry_failed else (TO_DO,)
+        left = [i for i in mine if self.status(jobs[i]) in again]
         if records and len(left) < len(mine):
             say(f"{len(mine) - len(left)} of {len(mine)} runs are done already")
         bar = (progress_bar or (lambda length: nullcontext()))(sum(jobs[i].nimg for i in left))
@@ -315,9 +324,9 @@ class Planned:
         return records
 
     def status(self, job: Job) -> str:
-        """`finished`, `failed` or `to do`."""
+        """FINISHED, FAILED or TO_DO."""
         record = self.record(job)
-        return "to do" if record is None else record["status"]
+        return TO_DO if record is None else record["status"]
 
     def record(self, job: Job) -> dict[str, Any] | None:
         """What came of a run; None where it is still to do.
@@ -380,9 +389,9 @@ class Planned:
                 ended = finetune.execute(job.config, say=_only_news(say), progress_bar=part, flags=self.flags)
             if ended.stopped_by:
                 raise Stopped(ended.stopped_by)
-        except distributed.ProcessFailed:
+        except (torch.AcceleratorError, torch.OutOfMemoryError):  # the machine's, not the arm's
             raise
-        except RuntimeError as error:  # diverged, or what only this run's numbers can have caused
+        except RuntimeError as error:  # diverged, or what else this run's numbers caused
             reason = " ".join(f"{type(error).__name__}: {error}".split())
         path = run_path(job.folder)
         if reason is None:
@@ -391,7 +400,7 @@ class Planned:
             "arm": job.arm.name,
             "seed": job.seed,
             "setting": job.point.name if job.point else None,
-            "status": "finished" if reason is None else "failed",
+            "status": FINISHED if reason is None else FAILED,
             "reason": reason,
             "headline": row.name if (row := headline(results)) else None,
             "final": {row.name: {"value": row.value, "std_error": row.std_error} for row in results},

@@ -151,7 +151,7 @@ def summarise(
             band for arm in others if (band := difference_band(by_run, arm, baseline, seeds, judged_by)) is not None
         ],
         "tuning": tuning,
-        "notes": notes(records, len(seeds)),
+        "notes": notes(records),
         "runs": list(records),
     }
 
@@ -340,12 +340,9 @@ def difference_band(
     return {"arm": arm, "figure": figure, "n": len(both), "points": points}
 
 
-def notes(records: Sequence[Record], num_seeds: int) -> list[str]:
+def notes(records: Sequence[Record]) -> list[str]:
     """What a reader must know before believing the numbers."""
     found = list(dict.fromkeys(text for record in records for text in record["warnings"]))
-    coarse = paired.coarse_note(num_seeds)
-    if coarse:
-        found.insert(0, f"{coarse[0].upper()}{coarse[1:]}.")
     machines = {tuple(sorted((k, str(v)) for k, v in record["machine"].items())) for record in records}
     if len(machines) > 1:
         found.append("Runs were made on different machines or versions: their seconds and memory do not compare.")

@@ -171,8 +171,8 @@ def coarse_note(n: int) -> str:
     if n == 1:
         return "one pair has no interval"
     least = 2.0 ** (1 - n)
-    beyond = f", and no test free of assumptions can fall below p = {least:.2g} with them" if least > 0.05 else ""
-    return f"{n} pairs are few: these intervals are coarse{beyond}"
+    beyond = f" (an exact sign test cannot fall below p = {least:.2g})" if least > 0.05 else ""
+    return f"{n} pairs are few and the intervals coarse{beyond}"
 
 
 def _interval(d: np.ndarray, method: str, level: float, seed: int) -> Interval:

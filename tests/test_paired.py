@@ -129,7 +129,7 @@ def test_verdicts() -> None:
     found = verdict("rooted:k=2", "logistic", compare_pairs(clear, ZERO), what="final FD")
     assert found.outcome == paired.BETTER
     assert found.text.startswith("rooted:k=2 against logistic, final FD: better (mean difference -5, 95% interval -5.")
-    assert "n = 5" in found.text and "5 pairs are few: these intervals are coarse" in found.text
+    assert "n = 5" in found.text and "5 pairs are few and the intervals coarse" in found.text
     assert "p = 0.062" in found.text
     assert verdict("a", "b", compare_pairs(-clear, ZERO), what="FD").outcome == paired.WORSE
     assert verdict("a", "b", compare_pairs(-clear, ZERO), what="accuracy", lower_is_better=False).outcome == "better"
