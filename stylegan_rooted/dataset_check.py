@@ -387,12 +387,13 @@ def _classes(source: Any, names: list[str]) -> tuple[list[tuple[str, int]], list
     """Images per class, from dataset.json or else from folders, and what is wrong with that."""
     folders = [name.split("/", 1)[0] for name in names if "/" in name]
     try:
-        labels = parse_labels(read_meta(source), source.names, source.path)
+        meta = read_meta(source)
+        labels = parse_labels(meta, source.names, source.path)
     except DatasetError as error:
         return [], [Finding("labels", "error", "the labels cannot be used", str(error))]
     if labels is not None and labels.ndim == 1:
         counts = Counter(f"class {i}" for i in labels)
-    elif len(folders) == len(names):
+    elif len(folders) == len(names) and "build" not in meta:  # `dataset build` numbers its folders, a thousand each
         counts = Counter(folders)
     else:
         counts = Counter()

@@ -71,18 +71,16 @@ def run(
     network = max(run_path.glob("network-snapshot-*.pkl"))
     report_path = run_path / "report"
     say("Measuring before and after, writing the report")
-    content = report.write(
-        report_path,
-        network=network,
+    wanted = report.Wanted(
         data=data,
         metric_config=config.metric,
-        before=NETWORK,
-        run_path=run_path,
+        measure="all",
         credits=(TWEMOJI_CREDIT, NOTO_CREDIT),
         title="Fine-tuning on Twemoji",
         device=device,
         seed=seed,
     )
+    content = report.write(report_path, [network], wanted, before=NETWORK)
     return DemoResult(run_path, report_path, content)
 
 

@@ -22,7 +22,9 @@ from metrics.catalogue import CATALOGUE, Definition
 from metrics.evaluate import MetricResult
 from metrics.feature_stats import FeatureStats, Source
 from metrics.features import FeatureExtractor, MetricUnavailable, get_extractor
+from metrics.neighbours import MemorisationResult, memorisation
 from metrics.perceptual_path_length import path_length
+from torch_utils import images as image_utils
 from torch_utils.distributed import DistEnv, ProcessFailed, one_line
 from training import execution
 from training.config import MetricConfig
@@ -122,6 +124,20 @@ class Evaluator:
         with execution.frozen(G):
             repeats = [self._measure_once(G, definitions, num, self.seed + i) for i in range(self.config.repeats)]
         return metrics_evaluate.combine(repeats)
+
+    def nearest(self, images: torch.Tensor, *, most: int) -> MemorisationResult:
+        """How close images uint8 [N, C, H, W] come to those trained on, or to the first `most` of these.
+
+        Raises:
+            MetricUnavailable: The detector's weights are missing, or there are too few images.
+        """
+        extractor: Any = self.extractor()
+        train = self._real_features(ImageSet("trained on", None, most), torch.nn.Identity()).features()
+        rows = [torch.as_tensor(extractor(image_utils.opaque(part))).cpu() for part in images.split(BATCH)]
+        try:
+            return memorisation(train, torch.cat(rows), device=self.device)
+        except ValueError as error:
+            raise MetricUnavailable(str(error)) from error
 
     def extractor(self, detector: str | None = None) -> FeatureExtractor:
         """See `extractor_for`; loaded once."""

@@ -15,6 +15,7 @@ import torch
 from stylegan_rooted.finetune import check_outdir, resolve_device
 from torch_utils import images, seeding
 from training import execution, network_file
+from training.network_pickle import NetworkFile
 
 NOISE_MODES = ("const", "random", "none")
 MAX_SEED = 2**32 - 1  # NumPy's RandomState takes no more
@@ -90,8 +91,13 @@ def open_network(network: str | Path, device: str | torch.device = "auto", *, sa
     if say is not None:
         for note in opened.notes:
             say(f"Note: {network}: {note}")
+    return ready(opened, device)
+
+
+def ready(opened: NetworkFile, device: torch.device) -> Loaded:
+    """The generator of an opened file, ready to run."""
     G = execution.freeze(execution.accelerate(opened.G_ema.eval().requires_grad_(False).to(device)))
-    return Loaded(G, device, str(network), opened.sha256, opened.kind, opened.notes)
+    return Loaded(G, device, str(opened.path), opened.sha256, opened.kind, opened.notes)
 
 
 def class_label(loaded: Loaded, class_index: int | None, say: Say | None = None) -> torch.Tensor:

@@ -9,7 +9,7 @@ from pathlib import Path, PurePath, PureWindowsPath
 from typing import Any
 
 from stylegan_rooted import __version__
-from stylegan_rooted.report import find_run, read_object
+from stylegan_rooted.report_run import find_run, read_object
 from training import run_dir
 from training.network_pickle import NetworkFile
 

@@ -1,11 +1,12 @@
 """Line charts as geometry: scales, ticks and SVG path strings. Knows numbers only; the report's template draws them."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-WIDTH, HEIGHT = 460, 250
-LEFT, RIGHT, TOP, BOTTOM = 56, 14, 12, 34
+WIDTH, HEIGHT = 380, 220
+LEFT, RIGHT, TOP, BOTTOM = 50, 12, 10, 34
+NUM_STYLES = 6  # colours, each with a dash pattern of its own
 MAX_COLUMNS = 300  # more points than twice this are thinned to the extremes of so many columns
 MAX_DOTS = 60
 LOG_SPAN = 100  # a largest value this many times the median asks for a logarithmic axis
@@ -20,16 +21,16 @@ class Series:
     Attributes:
         name: For the legend.
         points: (x, y) in order of x; y None is a gap.
-        color: Number of the colour, 1 or 2.
-        dashed: A reference line (a floor) rather than something measured.
-        spread: Half lengths of error bars, one per point; () for none.
+        style: Number of colour and dash pattern, 1 to `NUM_STYLES`.
+        reference: Something to compare with (a floor, a limit) rather than something measured.
+        errors: Half widths of the band around the points, one per point; () for none.
     """
 
     name: str
     points: Sequence[Point]
-    color: int = 1
-    dashed: bool = False
-    spread: Sequence[float | None] = ()
+    style: int = 1
+    reference: bool = False
+    errors: Sequence[float | None] = ()
 
 
 @dataclass(frozen=True)
@@ -45,12 +46,13 @@ class Dot:
 
 @dataclass(frozen=True)
 class Curve:
-    """A series in picture coordinates."""
+    """A series in picture coordinates; `band` is the outline of its errors, "" without."""
 
     name: str
-    color: int
-    dashed: bool
+    style: int
+    reference: bool
     path: str
+    band: str
     dots: list[Dot]
 
 
@@ -78,47 +80,53 @@ class Chart:
     box: tuple[int, int, int, int] = field(default=(LEFT, TOP, WIDTH - RIGHT, HEIGHT - BOTTOM))
 
 
-def chart(title: str, series: Sequence[Series], *, note: str = "", x_label: str = "kimg") -> Chart | None:
+def chart(
+    title: str,
+    series: Sequence[Series],
+    *,
+    note: str = "",
+    x_label: str = "kimg",
+    log: bool | None = None,
+    lowest: float | None = None,
+) -> Chart | None:
     """Lay out a chart; None where no series has a finite point.
 
-    The vertical axis is logarithmic where positive values span so much that a straight one would hide most of them.
+    Args:
+        title: Of the picture's description.
+        series: At most `NUM_STYLES` measured ones can be told apart.
+        note: Kept as it is, but for a word on the axis.
+        x_label: What runs to the right.
+        log: Whether the vertical axis is logarithmic; None decides by the values: it is where positive ones span so
+            much that a straight one would hide most of them. Where it is asked for, other values are gaps.
+        lowest: What the values can't go below, nor the axis; None where they can go anywhere.
     """
-    series = [Series(s.name, [(x, _finite(y)) for x, y in s.points], s.color, s.dashed, s.spread) for s in series]
+    least = 0.0 if log else -math.inf
+    series = [
+        Series(s.name, [(x, _above(y, least)) for x, y in s.points], s.style, s.reference, s.errors) for s in series
+    ]
     xs = [x for s in series for x, y in s.points if y is not None]
     values = [y for s in series for _, y in s.points if y is not None]
     if not values:
         return None
-    ends = [
-        y + sign * half
-        for s in series
-        for (_, y), half in zip(s.points, s.spread)
-        if y is not None and half is not None
-        for sign in (-1, 1)
-    ]
-    log = min(values + ends) > 0 and max(values) > LOG_SPAN * sorted(values)[len(values) // 2]
-    scale = math.log10 if log else float
-    y_numbers = _decades(min(values), max(values)) if log else nice_ticks(min(values + ends), max(values + ends))
-    x_numbers = nice_ticks(min(xs), max(xs), within=True)
+    spans = max(values) > LOG_SPAN * sorted(values)[len(values) // 2]
+    log = min(values) > 0 and (spans if log is None else log)
+    ends = [end for s in series for point, half in _with_errors(s) for end in _ends(point[1], half)]
+    low, high = min(values), max(values)
+    if not log:
+        low, high = min([low, *ends]), max([high, *ends])
+    if lowest is not None:
+        low = max(low, min(lowest, *values))
+    scale = _axis(low, high, log)
     x_low, x_high = (min(xs), max(xs)) if max(xs) > min(xs) else (min(xs) - 0.5, max(xs) + 0.5)
-    y_low, y_high = scale(min(y_numbers[0], *values)), scale(max(y_numbers[-1], *values))
 
     def across(x: float) -> float:
         return round(LEFT + (x - x_low) / (x_high - x_low) * (WIDTH - LEFT - RIGHT), 1)
 
-    def down(y: float) -> float:
-        return round(HEIGHT - BOTTOM - (scale(y) - y_low) / (y_high - y_low) * (HEIGHT - TOP - BOTTOM), 1)
-
     curves = []
     for s in series:
-        spread = [*s.spread, *[None] * (len(s.points) - len(s.spread))]
-        marked = [(x, y, half) for (x, y), half in zip(s.points, spread) if y is not None]
-        dots = []
-        for x, y, half in marked if not s.dashed and len(marked) <= MAX_DOTS else []:
-            reading = f"{s.name} {number(y)}" + (f" ± {number(half)}" if half is not None else "")
-            bar = (down(y - half), down(y + half)) if half is not None and not log else (None, None)
-            dots.append(Dot(across(x), down(y), f"{reading} at {number(x)} {x_label}", *bar))
-        path = _path([(across(x), None if y is None else down(y)) for x, y in thinned(s.points)])
-        curves.append(Curve(s.name, s.color, s.dashed, path, dots))
+        points = thinned([(across(x), None if y is None else scale.down(y)) for x, y in s.points])
+        band = _band([(across(x), [scale.down(e) for e in _ends(y, half)]) for (x, y), half in _with_errors(s)])
+        curves.append(Curve(s.name, s.style, s.reference, _path(points), band, _dots(s, across, scale, x_label)))
     described = "; ".join(
         f"{s.name} from {number(ends[0])} to {number(ends[-1])}"
         for s in series
@@ -129,10 +137,64 @@ def chart(title: str, series: Sequence[Series], *, note: str = "", x_label: str 
         note=f"{note} Logarithmic axis.".strip() if log else note,
         description=f"{title} over {x_label}: {described}",
         curves=curves,
-        x_ticks=[Tick(across(x), number(x)) for x in x_numbers],
-        y_ticks=[Tick(down(y), number(y)) for y in y_numbers],
+        x_ticks=[Tick(across(x), number(x)) for x in nice_ticks(min(xs), max(xs), within=True)],
+        y_ticks=[Tick(scale.down(y), number(y)) for y in scale.ticks],
         x_label=x_label,
     )
+
+
+@dataclass(frozen=True)
+class _Scale:
+    """The vertical axis."""
+
+    ticks: list[float]
+    low: float
+    high: float
+    log: bool
+
+    def down(self, y: float) -> float:
+        """Picture coordinate of a value; what a logarithm does not have lies at the lower end."""
+        position = math.log10(max(y, 1e-300)) if self.log else y
+        share = min(max((position - self.low) / (self.high - self.low), 0.0), 1.0)
+        return round(HEIGHT - BOTTOM - share * (HEIGHT - TOP - BOTTOM), 1)
+
+
+def _axis(low: float, high: float, log: bool) -> _Scale:
+    ticks = _log_ticks(low, high) if log else nice_ticks(low, high)
+    ends = [low, high, ticks[0], ticks[-1]]
+    if log:
+        ends = [math.log10(end) for end in ends]
+    return _Scale(ticks, min(ends), max(ends) if max(ends) > min(ends) else min(ends) + 1, log)
+
+
+def _with_errors(s: Series) -> list[tuple[Point, float | None]]:
+    return list(zip(s.points, [*s.errors, *[None] * (len(s.points) - len(s.errors))]))
+
+
+def _ends(y: float | None, half: float | None) -> list[float]:
+    return [] if y is None or half is None or not math.isfinite(half) else [y - half, y + half]
+
+
+def _band(points: Sequence[tuple[float, list[float]]]) -> str:
+    """Outline around the points that have errors; a single one gets a bar of its own in `_dots`."""
+    known = [(x, ends) for x, ends in points if ends]
+    if len(known) < 2:
+        return ""
+    outline = [(x, ends[0]) for x, ends in known] + [(x, ends[1]) for x, ends in reversed(known)]
+    return _path(outline) + "Z"
+
+
+def _dots(s: Series, across: Callable[[float], float], scale: _Scale, x_label: str) -> list[Dot]:
+    """Marks with a reading each, where they are few enough to be told apart."""
+    marked = [(x, y, half) for (x, y), half in _with_errors(s) if y is not None]
+    if s.reference or len(marked) > MAX_DOTS:
+        return []
+    dots = []
+    for x, y, half in marked:
+        reading = f"{s.name} {number(y)}" + (f" ± {number(half)}" if half is not None else "")
+        ends: Sequence[float | None] = [scale.down(end) for end in _ends(y, half)] or (None, None)
+        dots.append(Dot(across(x), scale.down(y), f"{reading} at {number(x)} {x_label}", *ends))
+    return dots
 
 
 def nice_ticks(low: float, high: float, *, within: bool = False, num: int = 5) -> list[float]:
@@ -177,12 +239,19 @@ def thinned(points: Sequence[Point]) -> list[Point]:
     return kept
 
 
-def _finite(y: float | None) -> float | None:
-    return y if y is not None and math.isfinite(y) else None
+def _above(y: float | None, least: float) -> float | None:
+    return y if y is not None and math.isfinite(y) and y > least else None
 
 
-def _decades(low: float, high: float) -> list[float]:
-    return [10.0**i for i in range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)]
+def _log_ticks(low: float, high: float) -> list[float]:
+    """Powers of ten around [low, high]; within two of them also 2 and 5 times those."""
+    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
+    step = max(math.ceil((last - first) / 6), 1)
+    if last - first > 2:
+        return [10.0**i for i in range(first, last + step, step)]
+    ticks = [float(f"{m * 10.0**i:.6g}") for i in range(first, last + 1) for m in (1, 2, 5)]
+    below, above = [t for t in ticks if t <= low], [t for t in ticks if t >= high]
+    return [t for t in ticks if below[-1] <= t <= above[0]]
 
 
 def _path(points: Sequence[tuple[float, float | None]]) -> str:

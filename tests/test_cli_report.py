@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from report_runs import make_run
 
 from stylegan_rooted.cli import main
 from torch_utils import images
@@ -30,7 +31,8 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def arguments(place: Path, outdir: Path, **changes: str) -> list[str]:
     options = {"network": str(place / "net.pkl"), "data": str(place / "data"), "outdir": str(outdir), **changes}
-    return ["report", *(text for name, value in options.items() for text in (f"--{name.replace('_', '-')}", value))]
+    network = options.pop("network")
+    return ["report", network, *(text for name, value in options.items() for text in (f"--{name}", value))]
 
 
 def fail(capsys: pytest.CaptureFixture, code: int, argv: list[str]) -> str:
@@ -42,31 +44,42 @@ def fail(capsys: pytest.CaptureFixture, code: int, argv: list[str]) -> str:
 
 
 def test_json_on_stdout_and_words_on_stderr(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    main([*arguments(place, tmp_path / "o", num="8", seed="3", title="Mine"), "--json"])
+    credits = ["--credit", "From A", "--credit", "From B"]
+    main([*arguments(place, tmp_path / "o", num="8", seed="3", title="Mine"), "--json", *credits])
     out, err = capsys.readouterr()
     printed = json.loads(out)
     assert printed == json.loads((tmp_path / "o" / "report.json").read_text())
     assert printed["title"] == "Mine" and printed["seed"] == 3 and printed["settings"]["num"] == 8
-    assert {row["num_fake"] for row in printed["evaluations"][0]["results"]} == {8}
-    assert set(printed["metrics"]) == {"fd", "kd"}
+    assert {row["provenance"]["num_fake"] for row in printed["subjects"][0]["figures"]} == {8}
+    assert set(printed["metrics"]) == {"fd", "kd"} and printed["credits"] == ["From A", "From B"]
     assert "Measuring" in err and "FD " in err and str(tmp_path / "o" / "report.html") in err
 
 
 def test_without_json_stdout_stays_empty(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     main(arguments(place, tmp_path / "o", metrics="none"))
     assert capsys.readouterr().out == ""
-    assert (tmp_path / "o" / "report.html").is_file()
+    assert sorted(p.name for p in (tmp_path / "o").iterdir()) == ["report.html", "report.json", "report.md"]
+
+
+def test_a_run_needs_nothing_else(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    run = make_run(tmp_path / "00000-run")
+    main(["report", str(run)])
+    err = capsys.readouterr().err
+    assert "00000-run: Yes: FD went from" in err and "When to stop: It ended early" in err
+    facts = json.loads((run / "report" / "report.json").read_text())
+    assert {"--gamma", "--resume", "--kimg"} <= {o["name"] for o in facts["subjects"][0]["run"]["options"]}
+    assert "Measuring" not in err and facts["subjects"][0]["figures"][0]["source"] == "recorded by the run"
 
 
 def test_a_missing_detector_is_no_failure(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    main(arguments(place, tmp_path / "o", detector="inception", detector_file=str(tmp_path / "no.pt")))
+    main(arguments(place, tmp_path / "o", detector="inception", **{"detector-file": str(tmp_path / "no.pt")}))
     assert "Metrics left out" in capsys.readouterr().err
     assert (tmp_path / "o" / "report.json").is_file()
 
 
 def test_wrong_use(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     out = tmp_path / "o"
-    assert "--data" in fail(capsys, 2, ["report", "--network", "x.pkl", "--outdir", str(out)])
+    assert "RUN_DIR|NETWORK" in fail(capsys, 2, ["report", "--outdir", str(out)])
     for change in (
         {"num": "1"},
         {"metrics": "fid,lpips"},
@@ -74,6 +87,7 @@ def test_wrong_use(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -
         {"detector": "vgg"},
         {"seed": "-1"},
         {"device": "tpu"},
+        {"sheet": "some"},
     ):
         (name,) = change
         assert f"--{name}" in fail(capsys, 2, arguments(place, out, **change))

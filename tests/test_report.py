@@ -1,60 +1,44 @@
-"""`stylegan_rooted.report`: figures with provenance, a page that is self-contained and safe, grids and curves."""
+"""`stylegan_rooted.report`: one structure of facts in three files, for whole, unfinished, damaged and bare subjects."""
 
-import hashlib
+import html
 import html.parser
 import json
 import math
+import os
 import re
 import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import report_runs
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from report_runs import NAUGHTY, R, make_run, metric_row, save_network, stat_rows, tiles, write_lines
 
 from metrics import feature_net
-from stylegan_rooted import generate, report, report_charts
+from stylegan_rooted import generate, report, report_answer, report_charts, report_curves, report_pictures, report_run
 from stylegan_rooted.evaluation import Evaluator
+from stylegan_rooted.report import Wanted
 from stylegan_rooted.report_charts import Series, chart, nice_ticks, number, thinned
+from stylegan_rooted.report_run import read_run
 from torch_utils import images
-from training import network_pickle, networks
-from training.config import FinetuneConfig, MetricConfig
-
-R = 16
-NAUGHTY = "<script>alert('x')</script><img src=http://x.y/z> \"&amp;"
-
-
-def save_network(path: Path, seed: int, c_dim: int = 0) -> Path:
-    torch.manual_seed(seed)
-    common = dict(img_resolution=R, img_channels=3, c_dim=c_dim)
-    G = networks.Generator(z_dim=8, w_dim=8, synthesis_kwargs=dict(channel_base=128, channel_max=8), **common).eval()
-    D = networks.Discriminator(channel_base=128, channel_max=8, **common).eval()
-    network_pickle.save(path, G=G, D=D, G_ema=G)
-    return path
-
-
-def tiles(num: int, seed: int = 0) -> np.ndarray:
-    return np.random.RandomState(seed).randint(0, 256, [num, 3, R, R], dtype=np.uint8)
+from training import watchdog
+from training.config import MetricConfig
+from training.dataset import ImageDataset
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two networks, twelve images, weights of a feature network."""
+    """Two networks, twelve images, weights of a feature network, a run on that data."""
     place = tmp_path_factory.mktemp("report")
     save_network(place / "before.pkl", 1)
     save_network(place / "after.pkl", 2)
-    (place / "data").mkdir()
-    for i, image in enumerate(tiles(12)):
-        images.save_png(place / "data" / f"{i}.png", image)
-    rng = np.random.RandomState(0)
-    weights = {
-        name: rng.randn(*shape).astype(np.float32) * 0.1 for name, shape in feature_net.expected_shapes().items()
-    }
-    feature_net.save_feature_net(place / "features.npz", weights)
+    report_runs.save_data(place / "data")
+    report_runs.save_features(place / "features.npz")
+    make_run(place / "00000-data", data=place / "data", augment__aug="ada")
     return place
 
 
@@ -67,59 +51,21 @@ def settings(place: Path, **changes: Any) -> MetricConfig:
     return MetricConfig(**{"num": 14, "detector_file": str(place / "features.npz"), **changes})
 
 
-@pytest.fixture(scope="module")
-def run_folder(place: Path) -> Path:
-    """A run folder as `finetune` leaves it, with a non-finite loss in its third tick and a torn last line."""
-    folder = place / "00000-data"
-    folder.mkdir()
-    save_network(folder / "network-snapshot-000004.pkl", 3)
-    config = FinetuneConfig().replace(loss__gamma=1.0)
-    (folder / "training_options.json").write_text(json.dumps(config.to_dict()))
-    lines = []
-    for i in range(6):
-        values = {
-            "Progress/kimg": 0.8 * i + 0.01,
-            "Progress/augment": 0.01 * i,
-            "Loss/G/loss": 2.5 + 0.1 * i,
-            "Loss/D/loss": None if i == 2 else 4.4,
-            "Loss/scores/real": 0.5 * i,
-            "Loss/scores/fake": -0.5 * i,
-        }
-        lines.append(json.dumps({name: {"num": 1, "mean": value, "std": 0} for name, value in values.items()}))
-    (folder / "stats.jsonl").write_text("\n".join(lines) + '\n{"Progress/kimg": {"me')
-    digest = hashlib.sha256((place / "features.npz").read_bytes()).hexdigest()
-    same = {"num_real": 12, "num_fake": 14, "digest": digest, "resize": "antialiased bilinear to 32", "seed": 0}
-    for name, spread, covariance in (("fd", None, "cleanfid"), ("kd", 0.2, None)):
-        rows = [
-            {
-                "results": {name: 9.0 - kimg},
-                "metric": name,
-                "kimg": kimg,
-                "provenance": {**same, "spread": spread, "covariance": covariance},
-            }
-            for kimg in (1.6, 4.0)
-        ]
-        (folder / f"metric-{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    for name in ("fakes_init", "fakes000000", "fakes000001", "fakes000002", "fakes000004", "fakes000009"):
-        images.save_grid(folder / f"{name}.png", tiles(8 * 5), (8, 5))
-    return folder
+def wanted(place: Path, **changes: Any) -> Wanted:
+    return Wanted(**{"metric_config": settings(place), "device": "cpu", "data": place / "data", **changes})
 
 
 @pytest.fixture(scope="module")
-def full(place: Path, run_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
+def full(place: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
     """The report of a run, as the demo makes it: before and after, credits, hostile words in every free text."""
     outdir = tmp_path_factory.mktemp("full")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("STYLEGAN_ROOTED_CACHE", str(outdir / "cache"))
         result = report.write(
             outdir,
-            network=run_folder / "network-snapshot-000004.pkl",
-            data=place / "data",
-            metric_config=settings(place),
+            [place / "00000-data"],
+            wanted(place, measure="all", credits=[f"Pictures CC-BY 4.0 {NAUGHTY}"], title=NAUGHTY),
             before=place / "before.pkl",
-            title=NAUGHTY,
-            credits=[f"Pictures CC-BY 4.0 {NAUGHTY}"],
-            device="cpu",
         )
     return result, outdir
 
@@ -132,13 +78,16 @@ class Page(html.parser.HTMLParser):
         self.tags: list[str] = []
         self.attributes: list[tuple[str, str, str]] = []
         self.text = ""
+        self.headings: list[int] = []
         self._hidden = ""
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
         self.attributes += [(tag, name, value or "") for name, value in attrs]
-        self._hidden = tag if tag == "style" else self._hidden
+        self._hidden = tag if tag in ("style", "script") else self._hidden
+        if re.fullmatch("h[1-6]", tag):
+            self.headings.append(int(tag[1]))
 
     def handle_endtag(self, tag: str) -> None:
         self._hidden = "" if tag == self._hidden else self._hidden
@@ -156,295 +105,439 @@ def page_of(outdir: Path) -> Page:
     return Page((outdir / "report.html").read_text(encoding="utf-8"))
 
 
-# --- report.json
+# --- one structure, three files
 
 
-def test_provenance(full: tuple[dict[str, Any], Path], place: Path, run_folder: Path) -> None:
+def test_json_is_the_facts_and_names_where_they_come_from(full: tuple[dict[str, Any], Path], place: Path) -> None:
     result, outdir = full
-    assert json.loads((outdir / "report.json").read_text()) == result
-    assert sorted(p.name for p in outdir.iterdir() if p.is_file()) == ["report.html", "report.json"]
-    pickle = run_folder / "network-snapshot-000004.pkl"
-    assert result["network"]["sha256"] == hashlib.sha256(pickle.read_bytes()).hexdigest()
-    assert result["network"]["path"] == str(pickle) and result["network"]["resolution"] == R
+    assert json.loads((outdir / "report.json").read_text()) == result and "NaN" not in json.dumps(result)
+    assert sorted(p.name for p in outdir.iterdir() if p.is_file()) == ["report.html", "report.json", "report.md"]
+    pickle = place / "00000-data" / "network-snapshot-000004.pkl"
+    run, before = result["subjects"]
+    assert run["network"]["sha256"] == report_runs.digest(pickle) and run["snapshot"] == pickle.name
+    assert run["origin"]["base"] == "base.pkl" and run["origin"]["base_sha256"] == "5" * 64
+    assert run["origin"]["base_licence"] == run["origin"]["licence"] == "not recorded"
+    assert before["role"] == "before" and before["run"] is None
     assert result["data"]["num_images"] == 12 and re.fullmatch("[0-9a-f]{64}", result["data"]["fingerprint"])
-    assert result["seed"] == 0 and result["settings"]["num"] == 14
-    assert [e["role"] for e in result["evaluations"]] == ["before", "network"]
-    digest = hashlib.sha256((place / "features.npz").read_bytes()).hexdigest()
-    for evaluation in result["evaluations"]:
-        assert [row["label"] for row in evaluation["results"]] == ["FD", "KD"]
-        for row in evaluation["results"]:
-            assert (row["num_real"], row["num_fake"], row["seed"], row["digest"]) == (12, 14, 0, digest)
-            assert row["resize"] and math.isfinite(row["value"])
+    assert {"duplicate", "near-duplicate"} & {f["code"] for f in result["data"]["check"]["findings"]} == set()
+    assert run["run"]["reproduce"]["command"] == "stylegan-rooted finetune --data 'a b.zip'"
+    options = {o["name"]: (o["value"], o["default"], o["automatic"]) for o in run["run"]["options"]}
+    assert options["resume"] == ("base.pkl", "none", False) and options["loss.gamma"] == ("1", "auto", True)
+    assert "loss.name" not in options
     for package in ("stylegan-rooted", "python", "torch", "numpy", "scipy", "pillow"):
         assert result["environment"]["versions"][package]
-    assert result["run"]["ticks"] == 6 and result["run"]["options"]["loss"]["name"] == "rooted"
-    assert "NaN" not in (outdir / "report.json").read_text()
 
 
-def test_figures_are_the_evaluators(full: tuple[dict[str, Any], Path], place: Path) -> None:
+def test_figures_are_the_evaluators_with_their_intervals(full: tuple[dict[str, Any], Path], place: Path) -> None:
     loaded = generate.open_network(place / "before.pkl", "cpu")
-    rows = Evaluator(report.open_data(place / "data", loaded), settings(place), torch.device("cpu"), 0).measure(
-        loaded.G
-    )
+    rows = Evaluator(ImageDataset(place / "data"), settings(place), torch.device("cpu"), 0).measure(loaded.G)
     assert full[0]["metrics_before"] == {row.name: row.value for row in rows}
-    assert full[0]["metrics"] != full[0]["metrics_before"] and set(full[0]["metrics"]) == {"fd", "kd"}
+    assert set(full[0]["metrics"]) == {"fd", "kd"}
+    for row in full[0]["subjects"][0]["figures"]:
+        digest = report_runs.digest(place / "features.npz")
+        assert row["provenance"]["digest"] == digest and row["provenance"]["num_fake"] == 14
+        lowest = -math.inf if row["name"] == "kd" else 0.0
+        assert row["low"] == max(row["value"] - 1.96 * row["std_error"], lowest)
+        assert row["high"] == row["value"] + 1.96 * row["std_error"]
+    # too few images for a Fréchet distance: the kernel distance leads, and a warning says why
+    (leading,) = [row for row in full[0]["subjects"][0]["figures"] if row["headline"]]
+    assert leading["name"] == "kd" and any(str(feature_net.NUM_FEATURES) in line for line in full[0]["warnings"])
 
 
-def test_embedded_figures_are_never_called_fid(full: tuple[dict[str, Any], Path]) -> None:
-    words = page_of(full[1]).words
+def test_page_is_self_contained_and_hostile_words_stay_words(full: tuple[dict[str, Any], Path]) -> None:
+    text = (full[1] / "report.html").read_text()
+    page = Page(text)
+    assert not {"iframe", "object", "embed", "base", "form"} & set(page.tags) and page.tags.count("script") == 1
+    for tag, name, value in page.attributes:
+        assert not name.startswith("on"), (tag, name)
+        assert name not in ("srcset", "action", "style"), (tag, name)
+        if name == "src":
+            assert tag == "img" and re.match("data:image/(png|jpeg);base64,", value)
+        if name == "href":
+            assert value.startswith("#") or (tag, value) == ("link", "data:,")
+    assert "url(" not in text and "http-equiv" in text
+    assert page.text.count(NAUGHTY) >= 2  # title and credits, as text
+    assert "49" not in page.text.split("CC-BY 4.0")[1][:80]
+
+
+def test_every_picture_and_chart_speaks_and_headings_are_in_order(full: tuple[dict[str, Any], Path]) -> None:
+    result, outdir = full
+    page = page_of(outdir)
+    alts = [value for tag, name, value in page.attributes if (tag, name) == ("img", "alt")]
+    assert len(alts) == page.tags.count("img") and all(alts)
+    assert set(alts) == {picture["alt"] for picture in result["pictures"].values()}
+    labels = [value for tag, name, value in page.attributes if (tag, name) == ("svg", "aria-label")]
+    assert len(labels) == len(result["subjects"][0]["run"]["charts"])
+    assert page.headings[0] == 1 and page.headings.count(1) == 1
+    assert all(after <= before + 1 for before, after in zip(page.headings, page.headings[1:]))
+    assert sum(p["num_bytes"] for p in result["pictures"].values()) <= result["pictures_limit_bytes"]
+    tables = page.tags.count("table")
+    assert tables >= len(labels) and page.tags.count("details") >= len(labels)
+
+
+def test_page_and_text_tell_the_same(full: tuple[dict[str, Any], Path]) -> None:
+    result, outdir = full
+    words, markdown = page_of(outdir).words, (outdir / "report.md").read_text()
+    run = result["subjects"][0]["run"]
+    sentences = [run["evidence"], *(c["sentence"] for c in run["charts"]), *(line for line in result["warnings"])]
+    plain = html.unescape(markdown.replace("\\", ""))
+    for text in [*sentences, result["data"]["fingerprint"], run["reproduce"]["command"], "floor of G (2)"]:
+        assert " ".join(text.split()) in words, text
+        assert " ".join(text.split()) in plain, text
+    assert "<" not in markdown
+    assert all(line.count("|") - line.count("\\|") in (0, *range(3, 12)) for line in markdown.splitlines())
     assert words.count("FID") == words.count("they are not FID or KID") == 1
 
 
-def test_too_few_images_are_warned_of(full: tuple[dict[str, Any], Path], place: Path) -> None:
-    (line,) = full[0]["warnings"]
-    need = feature_net.NUM_FEATURES
-    assert "14 generated and 12 real" in line and str(need) in line and f"--num {need + 1}" in line
-    assert line in page_of(full[1]).words
-    many = report.Evaluation("network", "", "", [], None)
-    assert report.warnings_of([many], settings(place)) == []
+def test_answers_stand_before_everything_else(full: tuple[dict[str, Any], Path]) -> None:
+    words = page_of(full[1]).words
+    assert words.index("Is it working?") < words.index("When do I stop?") < words.index("What was trained")
+    assert "FD went from 9 ± 0.2 (0 kimg) to 5 ± 0.2 (4 kimg), 44% lower" in words
+
+
+# --- what a run is asked
+
+
+@pytest.mark.parametrize(
+    ("values", "changes", "history", "mood", "working", "stop"),
+    [
+        ((9.0, 7.0, 5.0), {}, "finished", "good", "Yes: FD", "It ended early"),
+        ((9.0, 7.0, 5.0), {}, "stopped", "good", "Yes: FD", "It ended early"),
+        ((9.0, 5.1, 5.0), {}, "finished", "good", "Yes: FD", "About here"),
+        ((9.0, 5.0, 5.1), {}, "finished", "good", "Yes: FD", "Perhaps now: the last FD, 5.1 ± 0.2, is within"),
+        ((9.0, 5.0, 6.0), {}, "finished", "good", "Yes: FD", "Perhaps now: the last FD, 6 ± 0.2, is worse"),
+        ((9.0, 5.0, 5.1, 5.2, 5.3), {}, "finished", "good", "Yes: FD", "It has levelled off"),
+        ((5.0, 5.1, 5.2), {}, "finished", "unclear", "Not visibly", "Perhaps now"),
+        ((5.0, 7.0, 9.0), {}, "finished", "bad", "No: FD", "Now: FD has only become worse"),
+        ((9.0, 5.0, 7.0, 7.1, 7.2), {}, "finished", "unclear", "It was: FD 5 ± 0.2 at 2 kimg", "At 2 kimg"),
+        ((9.0,), {}, "finished", "unclear", "Unclear: one measurement", "Too early"),
+        ((), {}, "finished", "unclear", "Unclear: no FID or FD yet", "Nobody can tell"),
+        ((9.0, 5.0), {"Watch__diversity": lambda i: 0.9 - 0.15 * i}, "finished", "bad", "No, it collapses", "Now"),
+        ((9.0, 5.0), {"Loss__scores__real": lambda i: 9.0**i}, "failed", "bad", "No, it diverges", "Now"),
+    ],
+)  # fmt: skip
+def test_answers_follow_the_figures_and_the_watchdog(
+    values: tuple[float, ...],
+    changes: dict[str, Any],
+    history: str,
+    mood: str,
+    working: str,
+    stop: str,
+    tmp_path: Path,
+) -> None:
+    stats = stat_rows(11, **changes)
+    for row in stats:
+        del row["state"]
+    run = read_run(make_run(tmp_path / "run", values=values, stats=stats, history=("started", history)))
+    told = report_answer.answer(run)
+    assert told.mood == mood and told.working.startswith(working), told
+    assert told.stop.startswith(stop), told
+
+
+def test_sentences_under_the_curves_come_from_the_watchdog(tmp_path: Path) -> None:
+    healthy = {p.title: p for p in report_curves.plots(read_run(make_run(tmp_path / "a", augment__aug="ada")))}
+    assert {p.state for p in healthy.values()} == {"healthy"} and all(p.sentence for p in healthy.values())
+    assert list(healthy) == [
+        *("FD", "Losses", "Discriminator scores", "Augmentation strength p", "Tail share", "Gradient norms"),
+        *("Variety and distance", "Speed", "Memory"),
+    ]
+    assert "0.05, below its limit of 0.85" in healthy["Augmentation strength p"].sentence
+    assert "G 1 above its floor of 2" in healthy["Losses"].sentence
+    assert [s.name for s in healthy["Gradient norms"].series] == ["Gmain", "Dmain"]  # Greg did nothing
+    wrong = stat_rows(
+        6,
+        Watch__diversity=lambda i: 0.9 - 0.1 * i,
+        Gradient__Gmain=lambda i: 10.0 if i < 5 else 1000.0,
+        Progress__augment=lambda i: 0.85,
+        Loss__tail_share__generator=lambda i: 0.4,
+        Watch__nearest=lambda i: 0.2,
+    )
+    run = read_run(make_run(tmp_path / "b", stats=wrong, augment__aug="ada", loss__k="2:8@4"))
+    ill = {p.title: p for p in report_curves.plots(run)}
+    assert ill["Gradient norms"].state == watchdog.DIVERGING and "100 times the usual" in ill["Gradient norms"].sentence
+    assert ill["Discriminator scores"].state == "healthy"  # not what is wrong here
+    assert ill["Augmentation strength p"].state == watchdog.SATURATED
+    assert ill["Tail share"].state == watchdog.TAIL_DOMINATED
+    assert ill["Variety and distance"].state == watchdog.COLLAPSING
+    assert "k went from 2" in ill["Root k"].sentence
+
+
+def test_states_are_those_recorded_or_judged_again(tmp_path: Path) -> None:
+    stats = stat_rows(4, Watch__diversity=lambda i: 0.9 if i < 3 else 0.1)
+    stats[1]["state"] = "augment-saturated"
+    for row in stats[2:]:
+        del row["state"]
+    run = read_run(make_run(tmp_path / "run", stats=stats))
+    assert [state for _, state in run.states()] == ["healthy", "augment-saturated", "healthy", "collapsing"]
+    assert run.verdict().state == "collapsing" and "10%" in run.verdict().evidence
+
+
+def test_losses_have_their_floors(tmp_path: Path) -> None:
+    run = read_run(make_run(tmp_path / "run"))
+    floor_g, floor_d = report_curves.floors(run)
+    assert {y for _, y in floor_g} == {2.0} and {y for _, y in floor_d} == {4.0} and len(floor_g) == 6
+    assert run.config is not None
+    run.config = run.config.replace(loss__k="2:8@4", loss__acts_on="D")
+    floor_g, floor_d = report_curves.floors(run)
+    assert {y for _, y in floor_g} == {0.0} and floor_d[0][1] == pytest.approx(4, rel=1e-2)
+    assert floor_d[-1][1] == pytest.approx(16 * 4 ** (-0.79 / 4), rel=1e-6)
+    run.config = None
+    assert report_curves.floors(run) == ([], [])
+
+
+def test_best_snapshot_is_shown_where_it_is_still_there(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", values=(9.0, 4.0, 5.0))
+    facts = report.compose([run], Wanted(measure="none", device="cpu")).facts["subjects"][0]
+    assert facts["snapshot"] == "network-snapshot-000004.pkl" and facts["run"]["best"]["kimg"] == 2
+    assert "no longer there" in facts["run"]["answer"]["stop"]
+    save_network(run / "network-snapshot-000002.pkl", 5)
+    facts = report.compose([run], Wanted(measure="none", device="cpu")).facts["subjects"][0]
+    assert facts["snapshot"] == "network-snapshot-000002.pkl" and "no longer" not in facts["run"]["answer"]["stop"]
+    (row,) = facts["figures"]
+    assert (row["value"], row["source"]) == (4.0, "recorded by the run")
+
+
+# --- several, bare, unfinished, damaged
+
+
+def test_several_are_set_side_by_side(place: Path, tmp_path: Path) -> None:
+    other = make_run(tmp_path / "00001-other", data=place / "data", values=(9.0, 8.0), loss__gamma=5.0)
+    result = report.write(
+        tmp_path / "o",
+        [place / "00000-data", other, place / "after.pkl"],
+        wanted(place, flags={"loss.gamma": "--gamma"}),
+    )
+    compare = result["compare"]
+    assert [row["name"] for row in compare["rows"]] == ["00000-data", "00001-other", "after.pkl"]
+    assert {"name": "--gamma", "values": ["1", "5"]} in compare["options"]
+    assert "data.path" not in {o["name"] for o in compare["options"]}
+    assert any("not measured alike" in line for line in compare["problems"])
+    (fd,) = [c for c in compare["charts"] if c["title"] == "FD"]
+    assert [(s["name"], s["style"]) for s in fd["series"]] == [("00000-data", 1), ("00001-other", 2)]
+    words = page_of(tmp_path / "o").words
+    assert "3 compared" in words and "Images side by side" in words and "--gamma15" in words
+    alike = report.compose([place / "after.pkl", place / "before.pkl"], wanted(place, measure="all", sheet=False)).facts
+    assert alike["compare"]["problems"] == [] and alike["data"]["check"] is None
+    same = report.compose([place / "after.pkl", place / "after.pkl"], Wanted(measure="none", device="cpu")).facts
+    assert [s["name"] for s in same["subjects"]] == ["after.pkl (1)", "after.pkl (2)"]
+
+
+def test_a_bare_network_without_data(place: Path, tmp_path: Path) -> None:
+    result = report.write(tmp_path / "o", [place / "after.pkl"], Wanted(device="cpu"))
+    (subject,) = result["subjects"]
+    assert subject["kind"] == "network" and subject["figures"] == [] and result["data"] is None
+    assert (
+        subject["pictures"]["samples"] and subject["pictures"]["nearest"] is None and "--data" in result["missing"][0]
+    )
+    assert "No figures: nothing was measured." in page_of(tmp_path / "o").words
+
+
+def test_nearest_training_images_are_found_with_their_distance(place: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(place / "data", data)
+    loaded = generate.open_network(place / "after.pkl", "cpu")
+    copied = generate.render(loaded, 5, torch.zeros([1, 0]))
+    images.save_png(data / "copied.png", copied)
+    result = report.compose([place / "after.pkl"], wanted(place, data=data, measure="none")).facts
+    nearest = result["subjects"][0]["pictures"]["nearest"]
+    pairs = {pair["seed"]: pair for pair in nearest["pairs"]}
+    assert nearest["pairs"][0]["seed"] == 5 and nearest["num_train"] == 13
+    assert pairs[5]["file"] == "copied.png" and pairs[5]["relative"] < 1e-3
+    assert [p["distance"] for p in nearest["pairs"]] == sorted(p["distance"] for p in nearest["pairs"])
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda run: (run / "stats.jsonl").unlink(), "stats.jsonl is missing"),
+        (lambda run: (run / "training_options.json").write_text('{"loss": '), "training_options.json cannot be read"),
+        (lambda run: (run / "environment.json").write_text("[1]"), "environment.json is no JSON object"),
+        (lambda run: (run / "fakes000002.png").write_bytes(b"torn"), "fakes000002.png: not an image"),
+        (lambda run: (run / "stats.jsonl").write_bytes(b"\xff\xfe{\n7\n" * 3), "stats.jsonl: 3 of 6 lines are damaged"),
+        (lambda run: (run / "network-snapshot-000004.pkl").write_bytes(b"\x80"), "network-snapshot-000004.pkl cannot"),
+        (lambda run: (run / "network-snapshot-000004.pkl").unlink(), "network-snapshot-*.pkl: none is there"),
+        (lambda run: os.mkfifo(run / "metric-kd.jsonl"), "metric-kd.jsonl cannot be read (is no regular file)"),
+        (lambda run: [p.unlink() for p in run.glob("fakes*.png")], "fakes*.png: none is there"),
+    ],
+)  # fmt: skip
+def test_what_is_damaged_is_named_and_the_rest_is_shown(damage: Any, said: str, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    damage(run)
+    result = report.write(tmp_path / "o", [run], Wanted(device="cpu", measure="none"))
+    missing = [*result["missing"], *result["subjects"][0]["missing"]]
+    assert any(said in line for line in missing), missing
+    words = page_of(tmp_path / "o").words
+    assert said in words and "Is it working?" in words
+    assert said in (tmp_path / "o" / "report.md").read_text().replace("\\", "")
+
+
+def test_an_empty_run_folder_that_has_only_begun(tmp_path: Path) -> None:
+    run = tmp_path / "00000-x"
+    run.mkdir()
+    (run / "training_options.json").write_text("{}")
+    result = report.write(tmp_path / "o", [run], Wanted(device="cpu"))
+    assert result["subjects"][0]["run"]["charts"] == [] and result["subjects"][0]["run"]["state"] == "healthy"
+    assert "No curves" in page_of(tmp_path / "o").words
+
+
+@pytest.mark.parametrize(
+    ("last", "status"),
+    [
+        ({"event": "finished"}, "finished"),
+        ({"event": "stopped"}, "stopped"),
+        ({"event": "failed"}, "failed"),
+        ({"event": "continued", "pid": os.getpid()}, "running"),
+        ({"event": "started", "pid": 2**30}, "interrupted"),
+        ({"event": "started", "host": "elsewhere", "timestamp": 1.0}, "running"),  # its stats are fresh
+        ({}, "unknown"),
+    ],
+)
+def test_status(last: dict[str, Any], status: str, tmp_path: Path) -> None:
+    import socket
+
+    run = read_run(make_run(tmp_path / "run"))
+    run.history = [{"host": socket.gethostname(), **last}] if last else []
+    assert run.status() == status
+    if last.get("host"):
+        run.stats = []
+        assert run.status() == "interrupted"
+
+
+def test_run_folder_of_the_family(place: Path, tmp_path: Path) -> None:
+    run = tmp_path / "00003-family"
+    run.mkdir()
+    shutil.copy(place / "after.pkl", run / "network-snapshot-000040.pkl")
+    (run / "training_options.json").write_text('{"loss_kwargs": {"r1_gamma": 10}, "total_kimg": 25000}')
+    (run / "stats.jsonl").write_text('{"Loss/G/loss": {"mean": 1.0}, "Progress/kimg": {"mean": 40}}\n[1]\n"x"\n')
+    (run / "metric-fid50k_full.jsonl").write_text(
+        '{"results": {"fid50k_full": 12.5}, "snapshot_pkl": "network-snapshot-000040.pkl"}\n{"results": 3}\n7\n'
+    )
+    facts = report.compose([run / "network-snapshot-000040.pkl"], Wanted(device="cpu", measure="none")).facts
+    (subject,) = facts["subjects"]
+    assert subject["run"]["total_kimg"] == 25000 and subject["run"]["kimg"] == 40
+    assert [c["title"] for c in subject["run"]["charts"]] == ["fid50k_full", "Losses"]
+    assert subject["figures"][0]["value"] == 12.5 and subject["figures"][0]["headline"]
+    assert {"name": "loss_kwargs.r1_gamma", "value": "10", "default": None, "automatic": False} in (
+        subject["run"]["options"]
+    )
+
+
+def test_links_that_lead_out_of_the_run_are_not_followed(tmp_path: Path) -> None:
+    secret = tmp_path / "secret.png"
+    images.save_grid(secret, tiles(40, seed=99), (8, 5))
+    write_lines(tmp_path / "secret.jsonl", [metric_row("kd", 1.0, 42.4242)])
+    run = make_run(tmp_path / "run")
+    (run / "fakes000003.png").symlink_to(secret)
+    (run / "metric-kd.jsonl").symlink_to(tmp_path / "secret.jsonl")
+    made = report.compose_from_files(run)
+    missing = made.facts["subjects"][0]["missing"]
+    assert sum("leads out of the folder" in line for line in missing) == 2
+    assert "42.42" not in json.dumps(made.facts) and len(made.facts["subjects"][0]["stages"]) == 3
+    (run / "inside.png").write_bytes(secret.read_bytes())
+    (run / "fakes000005.png").symlink_to("inside.png")  # stays inside
+    assert len(report.compose_from_files(run).facts["subjects"][0]["stages"]) == 4
+
+
+# --- what is refused
+
+
+def test_what_cannot_be_mended_here_is_refused_before_anything_is_written(place: Path, tmp_path: Path) -> None:
+    out = tmp_path / "o"
+    (tmp_path / "small").mkdir()
+    images.save_png(tmp_path / "small" / "a.png", np.zeros([3, 32, 32], np.uint8))
+    for subject, config, words in (
+        (place / "after.pkl", wanted(place, data=tmp_path / "small"), "dataset build"),
+        (place / "00000-data", wanted(place, data=tmp_path / "no"), "no such folder"),
+        (tmp_path / "no.pkl", wanted(place), "No such file"),
+        (tmp_path / "small", wanted(place), "small"),
+    ):
+        with pytest.raises((ValueError, OSError), match=words):
+            report.write(out, [subject], config)
+    conditional = save_network(tmp_path / "c.pkl", 4, c_dim=2)
+    with pytest.raises(ValueError, match="no labels"):
+        report.write(out, [conditional], wanted(place))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="is a file"):
+        report.write(tmp_path / "file", [place / "after.pkl"], wanted(place))
+    with pytest.raises(ValueError, match="name a run folder"):
+        report.write(out, [], wanted(place))
+    with pytest.raises(ValueError, match="no run folder"):
+        read_run(tmp_path)
+    assert not out.exists()
+
+
+def test_data_of_the_run_that_is_gone_or_changed_is_said(place: Path, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", data=tmp_path / "gone.zip")
+    facts = report.compose([run], Wanted(device="cpu")).facts
+    assert any("gone.zip" in line and "give --data" in line for line in facts["missing"])
+    facts = report.compose([run], wanted(place, measure="none", sheet=False)).facts
+    assert any("is not what this run was trained on" in line for line in facts["warnings"])
+    environment = json.loads((run / "environment.json").read_text())
+    environment["data"]["fingerprint"] = facts["data"]["fingerprint"]
+    (run / "environment.json").write_text(json.dumps(environment))
+    assert not report.compose([run], wanted(place, measure="none", sheet=False)).facts["warnings"]
 
 
 def test_a_missing_detector_leaves_a_report(place: Path, tmp_path: Path) -> None:
     said: list[str] = []
     config = MetricConfig(detector="inception", detector_file=str(tmp_path / "no.pt"))
-    result = report.write(
-        tmp_path / "o",
-        network=place / "after.pkl",
-        data=place / "data",
-        metric_config=config,
-        device="cpu",
-        say=said.append,
-    )
+    result = report.write(tmp_path / "o", [place / "after.pkl"], wanted(place, metric_config=config), say=said.append)
     assert result["metrics"] == {} and result["metrics_before"] is None and result["meaning"] is None
-    assert "no.pt" in result["evaluations"][0]["problem"] and any("no.pt" in line for line in said)
-    page = page_of(tmp_path / "o")
-    assert "no.pt" in page.words and page.tags.count("img") == 2
-    assert result["run"] is None and "Curves" not in page.text
-    assert not (tmp_path / "cache").exists()
-
-
-def test_no_metrics_wanted(place: Path, tmp_path: Path) -> None:
-    result = report.write(
-        tmp_path,
-        network=place / "after.pkl",
-        data=place / "data",
-        device="cpu",
-        metric_config=MetricConfig(metrics=("none",)),
-    )
-    assert result["metrics"] == {} and "--metrics none" in result["warnings"][0]
+    missing = result["subjects"][0]["missing"]
+    assert any("No figures" in line and "no.pt" in line for line in missing)
+    assert any("No nearest" in line for line in missing) and any("no.pt" in line for line in said)
 
 
 def test_conditional_networks_take_the_labels_of_the_data(place: Path, tmp_path: Path) -> None:
     network = save_network(tmp_path / "c.pkl", 4, c_dim=2)
-    with pytest.raises(ValueError, match="no labels"):
-        report.write(tmp_path / "o", network=network, data=place / "data", metric_config=settings(place), device="cpu")
-    assert not (tmp_path / "o").exists()
     data = tmp_path / "data"
     shutil.copytree(place / "data", data)
     (data / "dataset.json").write_text(json.dumps({"labels": [[f"{i}.png", i % 2] for i in range(12)]}))
-    result = report.write(tmp_path / "o", network=network, data=data, metric_config=settings(place), device="cpu")
+    result = report.write(tmp_path / "o", [network], wanted(place, data=data))
     assert result["data"]["label_dim"] == 2 and set(result["metrics"]) == {"fd", "kd"}
+    assert dict(map(tuple, result["data"]["check"]["classes"])) == {"class 0": 6, "class 1": 6}
+    report.compose([network], Wanted(device="cpu"))  # without data: a class a column
 
 
-def test_data_that_does_not_fit_is_refused(place: Path, tmp_path: Path) -> None:
-    (tmp_path / "data").mkdir()
-    images.save_png(tmp_path / "data" / "a.png", np.zeros([3, 32, 32], np.uint8))
-    with pytest.raises(ValueError, match="dataset build"):
-        report.write(tmp_path / "o", network=place / "after.pkl", data=tmp_path / "data", metric_config=settings(place))
-    (tmp_path / "file").write_text("")
-    with pytest.raises(OSError, match="is a file"):
-        report.write(tmp_path / "file", network=place / "after.pkl", data=place / "data", metric_config=settings(place))
-    with pytest.raises(ValueError, match="no run folder"):
-        report.write(
-            tmp_path / "o",
-            network=place / "after.pkl",
-            data=place / "data",
-            metric_config=settings(place),
-            run_path=tmp_path,
-        )
-    assert not (tmp_path / "o").exists()
+# --- pictures
 
 
-# --- report.html
-
-
-def test_page_is_self_contained_and_safe(full: tuple[dict[str, Any], Path]) -> None:
-    page = page_of(full[1])
-    assert not {"script", "link", "iframe", "object", "embed", "base", "form", "a"} & set(page.tags)
-    for tag, name, value in page.attributes:
-        assert not name.startswith("on"), (tag, name)
-        assert name not in ("href", "srcset", "action"), (tag, name)
-        if name == "src":
-            assert tag == "img" and value.startswith("data:image/png;base64,")
-    assert "url(" not in (full[1] / "report.html").read_text()
-    assert NAUGHTY in page.text and page.text.count(NAUGHTY) >= 2  # title and credits, as text
-    assert ("meta", "http-equiv", "Content-Security-Policy") in page.attributes
-
-
-def test_page_shows_grids_curves_and_provenance(full: tuple[dict[str, Any], Path]) -> None:
-    result, outdir = full
-    page = page_of(outdir)
-    titles = [grid["title"] for grid in result["grids"]]
-    assert titles == [
-        "Real",
-        "Generated before",
-        "Generated after",
-        "Start",
-        "After 1 kimg",
-        "After 2 kimg",
-        "After 4 kimg",
-    ]
-    assert page.tags.count("img") == len(titles)
-    assert result["charts"] == ["Losses", "Discriminator scores", "Augmentation strength", "FD", "KD"]
-    for text in [
-        *titles,
-        *result["charts"],
-        "floor of G (2)",
-        "floor of D (4)",
-        result["network"]["sha256"],
-        result["data"]["fingerprint"],
-        "Credits and licences",
-        "rooted, k = 2",
-    ]:
-        assert text in page.words, text
-    for tile in ("FD", "KD"):
-        before, after = result["metrics_before"][tile.lower()], result["metrics"][tile.lower()]
-        assert f"{number(before)} → {number(after)}" in page.words
-        assert f"{abs(100 * (after - before) / before):.1f} % {'lower' if after < before else 'higher'}" in page.words
-
-
-def test_start_joins_the_curve_only_if_measured_alike(run_folder: Path, full: tuple[dict[str, Any], Path]) -> None:
-    run = report.read_run(run_folder)
-    assert run is not None
-    row = {key: value for key, value in full[0]["evaluations"][0]["results"][0].items() if key != "label"}
-    before = report.Evaluation("before", "", "", [report.MetricResult(**row)], None)
-    (start,) = report.starting_row([before], "fd", run.metrics["fd"])
-    assert (start.kimg, start.value) == (0.0, row["value"])
-    other = report.Evaluation("before", "", "", [report.MetricResult(**{**row, "num_fake": 15})], None)
-    assert report.starting_row([other], "fd", run.metrics["fd"]) == []
-    assert (
-        report.starting_row([report.Evaluation("network", "", "", before.results, None)], "fd", run.metrics["fd"]) == []
-    )
-
-
-def test_losses_have_their_floors(run_folder: Path) -> None:
-    run = report.read_run(run_folder)
-    assert run is not None and run.config is not None
-    floor_g, floor_d = report.floors(run)
-    assert {y for _, y in floor_g} == {2.0} and {y for _, y in floor_d} == {4.0} and len(floor_g) == 6
-    run.config = run.config.replace(loss__k="2:8@4", loss__acts_on="D")
-    floor_g, floor_d = report.floors(run)
-    assert {y for _, y in floor_g} == {0.0}
-    assert floor_d[0][1] == pytest.approx(4, rel=1e-2) and floor_d[-1][1] == pytest.approx(
-        16 * 4 ** (-0.79 / 4), rel=1e-6
-    )
-    run.config = None
-    assert report.floors(run) == ([], [])
-
-
-def test_grids_are_cropped_to_whole_images(run_folder: Path, tmp_path: Path) -> None:
-    part, size = report.crop_grid(run_folder / "fakes_init.png", R, (6, 4))
+def test_grids_are_cropped_to_whole_images(tmp_path: Path) -> None:
+    images.save_grid(tmp_path / "grid.png", tiles(40), (8, 5))
+    data = (tmp_path / "grid.png").read_bytes()
+    part, size = report_pictures.crop_grid(data, R, (6, 4))
     assert size == (6, 4) and np.array_equal(part[6], tiles(40)[8])
-    part, size = report.crop_grid(run_folder / "fakes_init.png", R, (60, 40))
+    part, size = report_pictures.crop_grid(data, R, (60, 40))
     assert size == (8, 5) and np.array_equal(part, tiles(40))
     with pytest.raises(ValueError, match="no grid"):
-        report.crop_grid(run_folder / "fakes_init.png", 24, (6, 4))
-    (run_folder / "fakes000003.png").write_bytes(b"torn")
-    try:
-        run = report.read_run(run_folder)
-        assert run is not None
-        titles = [p.title for p in report.stage_pictures(run, "elsewhere.pkl", R)]
-        assert titles == ["Start", "After 1 kimg", "After 2 kimg", "After 4 kimg", "After 9 kimg"]
-    finally:
-        (run_folder / "fakes000003.png").unlink()
+        report_pictures.crop_grid(data, 24, (6, 4))
 
 
-def test_a_run_shorter_than_1_kimg_still_has_a_last_grid(run_folder: Path, tmp_path: Path) -> None:
-    for name in ("training_options.json", "stats.jsonl", "fakes_init.png", "fakes000000.png"):
-        shutil.copy(run_folder / name, tmp_path / name)
-    run = report.read_run(tmp_path)
-    assert run is not None
-    titles = [p.title for p in report.stage_pictures(run, "network-snapshot-000000.pkl", R)]
-    assert titles == ["Start", "After less than 1 kimg"]
+def test_pictures_keep_to_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    album = report_pictures.Album()
+    album.add("small", tiles(4), (2, 2), "a")
+    small = album.pictures["small"]
+    assert (small.mime, small.width, small.cell) == ("image/png", 2 * R, R)
+    assert np.array_equal(images.from_pil(images.open_image(small.data))[:, :R, :R], tiles(1)[0])  # without losses
+    noise = np.random.RandomState(0).randint(0, 256, [2, 3, 512, 512], dtype=np.uint8)
+    album.add("large", noise, (2, 1), "b")
+    assert (album.pictures["large"].mime, album.pictures["large"].width) == ("image/jpeg", 256)
+    monkeypatch.setattr(report_pictures, "BUDGET_BYTES", 40_000)
+    tight = report_pictures.Album()
+    names = [tight.add(str(i), noise, (2, 1), "c") for i in range(60)]
+    assert tight.num_bytes <= 40_000 and tight.num_left_out == names.count(None) > 0
 
 
-def test_captions_say_what_is_shown(place: Path) -> None:
-    loaded = generate.open_network(place / "after.pkl", "cpu")
-    (reals,) = report.Pages(report.open_data(place / "data", loaded)).grids
-    assert reals.note == "data: all 12, some more than once, drawn at random"
-    for augment, wanted in (
-        ({"aug": "noaug", "augpipe": "bgc"}, "none"),
-        ({"aug": "ada", "augpipe": "bgc", "p": None}, "ada, bgc"),
-        ({"aug": "fixed", "augpipe": "bg", "p": 0.2}, "fixed, bg, p = 0.2"),
-    ):
-        run = {"path": "x", "kimg": None, "options": {"augment": augment}, "started_from": None}
-        assert ("augmentation", wanted) in report.run_facts(run)
-
-
-def test_stages_are_spread_over_the_run() -> None:
-    assert report.spaced(range(1, 100), 100) == [20, 40, 60, 80]
-    assert report.spaced([1, 2, 3], 4) == [1, 2, 3]
-    assert report.spaced([], 0) == []
-
-
-def test_large_images_are_reduced() -> None:
-    shown = report.picture("t", "n", np.zeros([2, 3, 512, 512], np.uint8), (2, 1))
-    assert (shown.width, shown.cell) == (256, 128)
-
-
-def test_run_folder_of_the_family(place: Path, tmp_path: Path) -> None:
-    shutil.copy(place / "after.pkl", tmp_path / "network-snapshot-000040.pkl")
-    (tmp_path / "training_options.json").write_text('{"loss_kwargs": {"r1_gamma": 10}, "total_kimg": 25000}')
-    (tmp_path / "stats.jsonl").write_text('{"Loss/G/loss": {"mean": 1.0}, "Progress/kimg": {"mean": 40}}\n[1]\n"x"\n')
-    (tmp_path / "metric-fid50k_full.jsonl").write_text(
-        '{"results": {"fid50k_full": 12.5}, "snapshot_pkl": "network-snapshot-000040.pkl"}\n{"results": 3}\n7\n'
-    )
-    run = report.read_run(report.find_run(tmp_path / "network-snapshot-000040.pkl"))
-    assert run is not None and run.config is None
-    (row,) = run.metrics["fid50k_full"]
-    assert (row.kimg, row.value) == (40, 12.5)
-    assert [c.title for c in report.draw_charts(run, [report.Evaluation("network", "", "", [], None)])] == [
-        "Losses",
-        "fid50k_full",
-    ]
-    assert (
-        report.find_run(place / "after.pkl") is None and report.find_run("https://x.y/network-snapshot-1.pkl") is None
-    )
-
-
-def test_page_renders_in_a_browser(full: tuple[dict[str, Any], Path], tmp_path: Path) -> None:
-    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if browser is None:
-        pytest.skip("no Chromium here")
-    picture = tmp_path / "page.png"
-    command = [
-        browser,
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-quic",
-        "--no-first-run",
-        "--hide-scrollbars",
-        "--disable-background-networking",
-        "--disable-component-update",
-        "--disable-sync",
-        f"--user-data-dir={tmp_path / 'profile'}",
-        f"--screenshot={picture}",
-        "--window-size=900,1400",
-        (full[1] / "report.html").as_uri(),
-    ]
-    try:
-        subprocess.run(command, capture_output=True, timeout=100, check=False)
-    except subprocess.TimeoutExpired:
-        pytest.skip("Chromium did not finish in time here")
-    if not picture.is_file():
-        pytest.skip("Chromium made no screenshot here")
-    pixels = images.from_pil(images.to_grey_or_rgb(images.open_image(picture.read_bytes())))
-    assert pixels.shape == (3, 1400, 900)
-    spread = pixels.max(axis=(0, 2)).astype(int) - pixels.min(axis=(0, 2))
-    assert (spread > 60).mean() > 0.4, "most of the page is blank"
-    white_noise = pixels[:, 400:].std(axis=0) > 60  # the random real images are the only colourful thing
-    assert white_noise.sum() > 5000, "the inline grids are not drawn"
+def test_stages_are_spread_over_the_run(tmp_path: Path) -> None:
+    assert report_pictures.spaced(range(0, 101), 5) == [0, 25, 50, 75, 100]
+    assert report_pictures.spaced([1, 2, 3], 4) == [1, 2, 3] and report_pictures.spaced([], 3) == []
+    run = make_run(tmp_path / "run")
+    found = report_pictures.stages(report_pictures.Album(), run, R, "s", [])
+    assert [s["label"] for s in found] == ["at the start", "after 2 kimg", "after 4 kimg"]
+    for kimg in (2, 4):
+        (run / f"fakes{kimg:06d}.png").unlink()
+    found = report_pictures.stages(report_pictures.Album(), run, None, "s", [])
+    assert [s["label"] for s in found] == ["at the start", "after less than 1 kimg"]
 
 
 # --- charts
@@ -462,6 +555,23 @@ def test_ticks_are_round_and_cover(low: float, span: float) -> None:
     assert nice_ticks(3.0, 3.0)[0] < 3 < nice_ticks(3.0, 3.0)[-1]
 
 
+@given(
+    st.lists(st.one_of(st.none(), st.floats(allow_nan=True, allow_infinity=True)), max_size=12),
+    st.sampled_from([None, True, False]),
+)
+def test_whatever_is_plotted_stays_within_the_picture(values: list[float | None], log: bool | None) -> None:
+    values = [v if v is None or not math.isfinite(v) or abs(v) < 1e12 else 1.0 for v in values]
+    series = Series("a", [(float(i), y) for i, y in enumerate(values)], errors=[0.5] * len(values))
+    drawn = chart("t", [series], log=log)
+    if drawn is None:
+        return
+    left, top, right, bottom = drawn.box
+    for path in (drawn.curves[0].path, drawn.curves[0].band):
+        for x, y in coordinates(path):
+            assert left <= x <= right and top <= y <= bottom
+    assert all(top <= tick.at <= bottom for tick in drawn.y_ticks) and drawn.y_ticks
+
+
 def coordinates(path: str) -> list[tuple[float, float]]:
     return [(float(x), float(y)) for x, y in re.findall(r"[ML](-?[\d.]+) (-?[\d.]+)", path)]
 
@@ -474,13 +584,29 @@ def test_chart_puts_values_where_the_ticks_say() -> None:
     assert [tick.text for tick in drawn.y_ticks] == ["0", "2", "4", "6", "8", "10"]
     assert drawn.y_ticks[0].at == bottom and drawn.y_ticks[-1].at == top
     assert [dot.text for dot in drawn.curves[0].dots] == ["a 0 at 0 kimg", "a 10 at 10 kimg"]
+    decades = chart("t", [Series("a", [(0, 1.0), (1, 10.0), (2, 1000.0)])], log=True)
+    assert decades is not None and "Logarithmic" in decades.note
+    assert [tick.text for tick in decades.y_ticks] == ["1", "10", "100", "1000"]
+    (_, y0), (_, y1), (_, y2) = coordinates(decades.curves[0].path)
+    assert y0 - y1 == pytest.approx((y1 - y2) / 2, abs=0.11)
+
+
+def test_bands_show_the_errors() -> None:
+    drawn = chart("t", [Series("a", [(0, 2.0), (1, 4.0)], errors=[1.0, 2.0])], lowest=0.0)
+    assert drawn is not None
+    scale = {tick.text: tick.at for tick in drawn.y_ticks}
+    ys = [y for _, y in coordinates(drawn.curves[0].band)]
+    assert ys == pytest.approx([scale["1"], scale["2"], scale["6"], scale["3"]], abs=0.11)
+    assert "± 1" in drawn.curves[0].dots[0].text
+    flat = chart("t", [Series("a", [(0, 0.0), (1, 0.0)], errors=[1.0, 1.0])], lowest=0.0)
+    assert flat is not None and flat.y_ticks[0].text == "0"
 
 
 def test_gaps_nans_and_single_points() -> None:
     drawn = chart("t", [Series("a", [(0, 1.0), (1, None), (2, math.nan), (3, 2.0), (4, 3.0)])])
     assert drawn is not None and drawn.curves[0].path.count("M") == 2 and len(drawn.curves[0].dots) == 3
-    single = chart("t", [Series("a", [(0, 5.0)], spread=[1.0])])
-    assert single is not None and single.curves[0].dots[0].y0 is not None and "± 1" in single.curves[0].dots[0].text
+    single = chart("t", [Series("a", [(0, 5.0)], errors=[1.0])])
+    assert single is not None and single.curves[0].dots[0].y0 is not None and single.curves[0].band == ""
     assert chart("t", [Series("a", [(0, None), (1, math.inf)])]) is None
 
 
@@ -488,7 +614,6 @@ def test_one_spike_does_not_flatten_the_curve() -> None:
     points = [(float(i), 2.0 + 0.01 * i) for i in range(50)] + [(50.0, 5000.0)]
     drawn = chart("t", [Series("a", points)])
     assert drawn is not None and "Logarithmic" in drawn.note
-    assert all(drawn.box[1] <= y <= drawn.box[3] for _, y in coordinates(drawn.curves[0].path))
 
 
 def test_thinning_keeps_extremes() -> None:
@@ -504,12 +629,12 @@ def test_thinning_keeps_extremes() -> None:
 
 def test_numbers_read_well() -> None:
     assert [number(x) for x in (0, 2, 140.3877, 12345.6, 0.0331, 1.5e-7, 3e9, -2.5)] == [
-        "0",
-        "2",
-        "140.4",
-        "12346",
-        "0.0331",
-        "1.5e-07",
-        "3e+09",
-        "-2.5",
+        *("0", "2", "140.4", "12346", "0.0331", "1.5e-07", "3e+09", "-2.5")
     ]
+
+
+def test_runs_are_found_beside_pickles(place: Path) -> None:
+    run = place / "00000-data"
+    assert report_run.find_run(run / "network-snapshot-000004.pkl") == run and report_run.is_run(run)
+    assert report_run.find_run(place / "after.pkl") is None and not report_run.is_run(place)
+    assert report_run.find_run("https://x.y/network-snapshot-1.pkl") is None

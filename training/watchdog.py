@@ -129,23 +129,30 @@ class Verdict:
 
 
 def judge(history: Sequence[Figures], *, p_max: float | None = None, distances: Sequence[float] = ()) -> Verdict:
-    """The state at the last of a run's ticks; the gravest one that applies.
+    """The state at the last of a run's ticks; the gravest one that applies. See `signs`."""
+    for state, evidence in signs(history, p_max=p_max, distances=distances).items():
+        return Verdict(state, evidence)
+    return Verdict()
+
+
+def signs(
+    history: Sequence[Figures], *, p_max: float | None = None, distances: Sequence[float] = ()
+) -> dict[str, str]:
+    """Every state but the healthy one that applies at the last of a run's ticks, the gravest first: its evidence.
 
     Args:
         history: The ticks so far, at least one.
         p_max: ADA's upper clamp; None where the strength is not adaptive.
         distances: FID or FD of all measurements so far, in order.
     """
-    for state, evidence in (
-        (DIVERGING, _diverging(history)),
-        (COLLAPSING, _collapsing(history)),
-        (OVERFITTING, _overfitting(history[-1], p_max, distances)),
-        (SATURATED, _saturated(history[-1], p_max)),
-        (TAIL_DOMINATED, _tail_dominated(history[-1])),
-    ):
-        if evidence:
-            return Verdict(state, evidence)
-    return Verdict()
+    found = {
+        DIVERGING: _diverging(history),
+        COLLAPSING: _collapsing(history),
+        OVERFITTING: _overfitting(history[-1], p_max, distances),
+        SATURATED: _saturated(history[-1], p_max),
+        TAIL_DOMINATED: _tail_dominated(history[-1]),
+    }
+    return {state: evidence for state, evidence in found.items() if evidence}
 
 
 def _diverging(history: Sequence[Figures]) -> str | None:

@@ -18,7 +18,7 @@ COMMANDS = {
     "compare": "Train several losses on several seeds, all else equal, and say what the differences show.",
     "generate": "Write one PNG per seed.",
     "grid": "Write one PNG with rows and columns of images.",
-    "report": "Measure FID/KID of a network against data and write report.json and report.html.",
+    "report": "Is it working, when to stop: runs and networks as one page, with figures, curves and images.",
     "convert": "Write a network file in another format.",
     "metrics": "Measure a network: FID, KID, precision, recall, copies, path length; each with its error.",
     "inspect": "Tell what is in a pickle without executing it.",

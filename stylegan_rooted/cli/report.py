@@ -1,12 +1,18 @@
-"""`stylegan-rooted report`: a network and data in, report.json and report.html out."""
+"""`stylegan-rooted report`: runs and networks in; report.html, report.json and report.md out."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import click
 
+from stylegan_rooted.cli.finetune import FIELDS as FINETUNE_FIELDS
 from stylegan_rooted.cli.generate import Device
 from stylegan_rooted.cli.options import (
+    DETECTOR_FILE_HELP,
+    DETECTOR_HELP,
+    METRICS_HELP,
+    VGG_FILE_HELP,
     CommaList,
     Field,
     GroupedCommand,
@@ -15,45 +21,66 @@ from stylegan_rooted.cli.options import (
     field_options,
     say,
 )
-from training.config import DETECTORS, MetricConfig
+from training.config import DETECTOR_MODES, MetricConfig
 
 GROUP = "Figures"
 FIELDS = [
+    Field(
+        "--metrics",
+        "metrics",
+        f"{METRICS_HELP} Where given, all are measured, alike; else those without recorded figures, with",
+        CommaList(),
+        GROUP,
+    ),
     Field("--num", "num", "Generated images.", click.IntRange(min=2), GROUP),
-    Field("--metrics", "metrics", "Comma list of fid, kid; or none.", CommaList(), GROUP),
+    Field("--detector", "detector", DETECTOR_HELP, str, GROUP),
     Field(
-        "--detector",
-        "detector",
-        "Feature network; embedded ships with this software and gives FD and KD.",
-        click.Choice(list(DETECTORS)),
-        GROUP,
+        "--detector-mode", "detector_mode", "Resizing of the inception detector.", click.Choice(DETECTOR_MODES), GROUP
     ),
-    Field(
-        "--detector-mode",
-        "detector_mode",
-        "Resizing of the inception detector.",
-        click.Choice(["clean", "legacy_tensorflow"]),
-        GROUP,
-    ),
-    Field(
-        "--detector-file", "detector_file", "Weights of the detector, instead of its own place.", str, GROUP, "unset"
-    ),
+    Field("--detector-file", "detector_file", DETECTOR_FILE_HELP, str, GROUP, "unset"),
+    Field("--vgg-file", "vgg_file", VGG_FILE_HELP, str, GROUP, "unset"),
 ]
+SHEETS = {"auto": None, "full": True, "none": False}
 
 
 @click.command("report", cls=GroupedCommand)
-@click.option("--network", required=True, cls=GroupedOption, group="Main", help="Network file: a path or URL.")
-@click.option("--data", required=True, cls=GroupedOption, group="Main", help="Folder or zip of real images.")
+@click.argument("subjects", metavar="RUN_DIR|NETWORK...", nargs=-1, required=True)
 @click.option(
-    "--outdir", required=True, cls=GroupedOption, group="Main", help="Folder for report.json and report.html."
+    "--data",
+    cls=GroupedOption,
+    group="Main",
+    help="Folder or zip of real images.  [default: what the first run was trained on]",
+)
+@click.option(
+    "--outdir",
+    cls=GroupedOption,
+    group="Main",
+    help="Folder for the files.  [default: report in the first run's folder]",
 )
 @click.option(
     "--before",
     cls=GroupedOption,
     group="Main",
-    help="Pickle that training started from, to be measured too.  [default: none]",
+    help="Network that training started from, to be measured too.  [default: none]",
 )
 @click.option("--title", cls=GroupedOption, group="Main", help="Heading of the page.  [default: from the names]")
+@click.option(
+    "--credit",
+    "credits",
+    multiple=True,
+    cls=GroupedOption,
+    group="Main",
+    help="A paragraph about sources and licences; may be given several times.",
+)
+@click.option(
+    "--sheet",
+    type=click.Choice(list(SHEETS)),
+    default="auto",
+    show_default=True,
+    cls=GroupedOption,
+    group="Main",
+    help="Whether to look at every image of the data; auto: up to 5000 of them.",
+)
 @click.option(
     "--json", "as_json", is_flag=True, cls=GroupedOption, group="Main", help="Also print report.json on stdout."
 )
@@ -77,38 +104,51 @@ FIELDS = [
     help="auto, cpu, cuda or cuda:N.",
 )
 def command(
-    network: str,
-    data: str,
-    outdir: str,
+    subjects: tuple[str, ...],
+    outdir: str | None,
     before: str | None,
-    title: str | None,
+    sheet: str,
     as_json: bool,
+    data: str | None,
+    title: str | None,
+    credits: tuple[str, ...],
     seed: int,
     device: str,
     **values: Any,
 ) -> None:
-    """Measure a network against data; write report.json (provenance included) and report.html.
+    """Is it working, when do I stop? One page on runs and networks: report.html, report.json, report.md.
 
-    Where the pickle lies in its run folder, the page also shows the run's grids and curves.
+    Run folders are shown with their curves, grids and recorded figures; network files with what they generate. Several
+    are set side by side. Parts that are missing or damaged are named and left out.
 
     \b
-    Example:
-      stylegan-rooted report --network runs/00000-cats/network-snapshot-000200.pkl --data cats.zip --outdir report
+    Examples:
+      stylegan-rooted report runs/00000-cats
+      stylegan-rooted report runs/00000-cats runs/00001-cats --metrics fid,kid,pr
+      stylegan-rooted report cats.pkl --data cats.zip --outdir report
     """
     config = apply_fields(MetricConfig(), FIELDS, values)
-    from stylegan_rooted import report
+    from stylegan_rooted import report, report_run
 
-    result = report.write(
-        outdir,
-        network=network,
+    if outdir is None:
+        run = Path(subjects[0]) if report_run.is_run(subjects[0]) else report_run.find_run(subjects[0])
+        outdir = str(run / "report") if run is not None else "report"
+    wanted = report.Wanted(
         data=data,
         metric_config=config,
-        before=before,
+        measure="missing" if values["opt_metrics"] is None else "all",
+        sheet=SHEETS[sheet],
+        credits=credits,
         title=title,
         device=device,
         seed=seed,
-        say=say,
+        flags={field.target: field.flag for field in FINETUNE_FIELDS},
     )
+    facts = report.write(outdir, subjects, wanted, before=before, say=say)
     if as_json:
-        click.echo(json.dumps(result, indent=2))
-    say(f"Report: {outdir.rstrip('/')}/report.html")
+        click.echo(json.dumps(facts, indent=2))
+    for subject in facts["subjects"]:
+        if subject["run"]:
+            answer = subject["run"]["answer"]
+            say(f"{subject['name']}: {answer['working']} When to stop: {answer['stop']}")
+    say(f"Report: {Path(outdir) / 'report.html'}")

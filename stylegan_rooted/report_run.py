@@ -1,0 +1,324 @@
+"""A run folder as a report reads it: its own, or one of the StyleGAN2-ADA family, whole, unfinished or damaged.
+
+Reads only regular files that lie inside the folder: a link that leads out of it is named, not followed. What is
+missing or cannot be read becomes a line in `missing`, never an error. Knows nothing of charts and pages.
+"""
+
+import contextlib
+import json
+import math
+import os
+import re
+import socket
+import stat
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dnnlib.util import is_url
+from stylegan_rooted.measuring import HEADLINES
+from training import watchdog
+from training.config import FinetuneConfig
+from training.watchdog import Figures, Verdict
+
+MAX_FILE_BYTES = 64 << 20
+STILL_SEC = 600  # of silence after which a run on another machine counts as interrupted
+MAX_JUDGED = 400  # ticks without a recorded state that are judged again; it takes the square of their number
+OPTIONS_FILE, STATS_FILE, ENVIRONMENT_FILE = "training_options.json", "stats.jsonl", "environment.json"
+SNAPSHOT = re.compile(r"network-snapshot-(\d+)\.pkl")
+FAKES = re.compile(r"fakes(\d+)\.png")
+
+
+@dataclass(frozen=True)
+class MetricRow:
+    """One figure in a line of a metric-*.jsonl.
+
+    Attributes:
+        kimg: When its snapshot was taken.
+        value: The figure.
+        error: Its standard error; None if unknown.
+        snapshot: File name of the pickle.
+        warnings: What stands beside the figure.
+        provenance: What it was computed from and with.
+    """
+
+    kimg: float
+    value: float
+    error: float | None
+    snapshot: str
+    warnings: list[str]
+    provenance: dict[str, Any]
+
+
+@dataclass
+class RunRecord:
+    """What a run folder tells. Folders of the StyleGAN2-ADA family serve too; what they lack is left out."""
+
+    path: Path
+    options: dict[str, Any] = field(default_factory=dict)
+    config: FinetuneConfig | None = None
+    stats: list[dict[str, Any]] = field(default_factory=list)
+    metrics: dict[str, list[MetricRow]] = field(default_factory=dict)
+    environment: dict[str, Any] = field(default_factory=dict)
+    history: list[dict[str, Any]] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+
+    @property
+    def kimg(self) -> float:
+        """Where the run stands."""
+        return next((k for row in reversed(self.stats) if (k := mean_of(row, "Progress/kimg")) is not None), 0.0)
+
+    @property
+    def total_kimg(self) -> float | None:
+        """How long it was meant to be."""
+        if self.config is not None:
+            return self.config.schedule.kimg
+        total = self.options.get("total_kimg")
+        return float(total) if isinstance(total, int | float) else None
+
+    @property
+    def snapshots(self) -> dict[int, Path]:
+        """The exchange pickles that are there, by whole kimg."""
+        return numbered(self.path, SNAPSHOT)
+
+    def curve(self, key: str) -> list[tuple[float, float | None]]:
+        """(kimg, mean) of one statistic at every tick."""
+        points = [(mean_of(row, "Progress/kimg"), mean_of(row, key)) for row in self.stats]
+        return [(x, y) for x, y in points if x is not None]
+
+    def headline(self) -> tuple[str, list[MetricRow]]:
+        """Name and measurements of the figure to go by, as in best-snapshot.json; ("", []) where there is none."""
+        for name, only_sure in HEADLINES:
+            rows = [row for row in self.metrics.get(name, []) if not (only_sure and row.warnings)]
+            if rows:
+                return name, rows
+        return "", []
+
+    def figures_of(self, snapshot: str) -> dict[str, MetricRow]:
+        """The newest recorded figures of one snapshot, by name."""
+        return {name: row for name, rows in self.metrics.items() for row in rows if row.snapshot == snapshot}
+
+    def status(self) -> str:
+        """finished, stopped, failed, running or interrupted, by history.jsonl; unknown where that is silent."""
+        last = self.history[-1] if self.history else {}
+        event = str(last.get("event", ""))
+        if event in ("finished", "stopped", "failed"):
+            return event
+        if not event:
+            return "unknown"
+        if last.get("host") == socket.gethostname():
+            return "running" if _alive(last.get("pid")) else "interrupted"
+        newest = max((t for row in [*self.stats[-1:], last] if isinstance(t := row.get("timestamp"), float)), default=0)
+        return "running" if time.time() - newest < STILL_SEC else "interrupted"
+
+    def signs(self) -> dict[str, str]:
+        """Evidence of every state of the watchdog that applies at the last tick."""
+        if not self.stats:
+            return {}
+        history = [Figures.of_row(row) for row in self.stats]
+        return watchdog.signs(history, p_max=self._p_max(), distances=self._distances(self.kimg))
+
+    def verdict(self) -> Verdict:
+        """The state at the last tick; its evidence is found anew, as stats.jsonl holds the name only."""
+        recorded = self.stats[-1].get("state") if self.stats else None
+        signs = self.signs()
+        if recorded in signs:
+            return Verdict(str(recorded), signs[str(recorded)])
+        state, evidence = next(iter(signs.items()), (watchdog.HEALTHY, ""))
+        return Verdict(state, evidence)
+
+    def states(self) -> list[tuple[float, str]]:
+        """(kimg, state) wherever the state changes, the first tick included."""
+        changes: list[tuple[float, str]] = []
+        history: list[Figures] = []
+        for index, row in enumerate(self.stats):
+            history.append(Figures.of_row(row))
+            state = row.get("state")
+            if state not in watchdog.ADVICE and index < MAX_JUDGED:
+                kimg = history[-1].kimg
+                state = watchdog.judge(history, p_max=self._p_max(), distances=self._distances(kimg)).state
+            if state in watchdog.ADVICE and (not changes or changes[-1][1] != state):
+                changes.append((history[-1].kimg, state))
+        return changes
+
+    def _p_max(self) -> float | None:
+        adaptive = self.config is not None and self.config.augment.aug == "ada"
+        return self.config.augment.p_max if adaptive and self.config is not None else None
+
+    def _distances(self, kimg: float) -> list[float]:
+        names = ("fid", "fd", "fid50k_full", "fid50k")
+        rows = next((self.metrics[name] for name in names if name in self.metrics), [])
+        return [row.value for row in rows if row.kimg <= kimg]
+
+
+def find_run(network: str | Path) -> Path | None:
+    """The run folder that a pickle lies in, if it lies in one."""
+    if is_url(str(network)):
+        return None
+    folder = Path(network).parent
+    return folder if (folder / STATS_FILE).is_file() and (folder / OPTIONS_FILE).is_file() else None
+
+
+def is_run(path: str | Path) -> bool:
+    """Whether a path is a folder in which training left something."""
+    folder = Path(path)
+    if is_url(str(path)) or not folder.is_dir():
+        return False
+    return any((folder / name).exists() for name in (OPTIONS_FILE, STATS_FILE)) or bool(numbered(folder, SNAPSHOT))
+
+
+def read_run(path: Path) -> RunRecord:
+    """Everything small that a run folder holds.
+
+    Raises:
+        ValueError: Not a run folder.
+    """
+    if not is_run(path):
+        raise ValueError(f"{path} is no run folder: it has neither {OPTIONS_FILE} nor {STATS_FILE} nor snapshots")
+    run = RunRecord(path.resolve())
+    run.options = _object(run, OPTIONS_FILE, "no options")
+    run.environment = _object(run, ENVIRONMENT_FILE, "no versions, no fingerprints, no base model")
+    with contextlib.suppress(ValueError, TypeError):
+        run.config = FinetuneConfig.from_dict(run.options) if run.options else None
+    run.stats = [row for row in _lines(run, STATS_FILE, "no curves and no state") if isinstance(row, dict)]
+    run.history = [row for row in _lines(run, "history.jsonl", None) if isinstance(row, dict)]
+    for file in sorted(run.path.glob("metric-*.jsonl")):
+        for row in _lines(run, file.name, None):
+            _add_metric(run.metrics, row)
+    for name, rows in run.metrics.items():
+        newest = {row.kimg: row for row in rows}  # measured again: the later line counts
+        run.metrics[name] = [newest[kimg] for kimg in sorted(newest)]
+    if not run.snapshots:
+        run.missing.append("network-snapshot-*.pkl: none is there, so that nothing can be generated")
+    return run
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """A JSON object from a file; {} where there is none or it is something else."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def numbered(folder: Path, pattern: re.Pattern[str]) -> dict[int, Path]:
+    """Files of a folder whose whole name matches, by the number in it, in order."""
+    try:
+        found = {int(match[1]): folder / name for name in os.listdir(folder) if (match := pattern.fullmatch(name))}
+    except OSError:
+        return {}
+    return dict(sorted(found.items()))
+
+
+def read_inside(folder: Path, name: str) -> bytes:
+    """Content of a regular file of a folder.
+
+    Args:
+        folder: Resolved.
+        name: A plain file name.
+
+    Raises:
+        OSError: There is none, or it cannot be read.
+        ValueError: It leads out of the folder, is no regular file, or is too large to be what it should be.
+    """
+    path = folder / name
+    if path.name != name or path.resolve().parent != folder:
+        raise ValueError("leads out of the folder, not followed")
+    with open(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb") as file:  # a pipe would wait for ever
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise ValueError("is no regular file")
+        if status.st_size > MAX_FILE_BYTES:
+            raise ValueError(f"is larger than {MAX_FILE_BYTES >> 20} MiB")
+        return file.read()
+
+
+def mean_of(row: dict[str, Any], key: str) -> float | None:
+    """The mean of one statistic in a line of stats.jsonl; None where it is missing or not a finite number."""
+    value = row.get(key)
+    value = value.get("mean") if isinstance(value, dict) else None
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+
+
+def _object(run: RunRecord, name: str, lost: str) -> dict[str, Any]:
+    try:
+        value = json.loads(read_inside(run.path, name))
+    except FileNotFoundError:
+        run.missing.append(f"{name} is missing: {lost}")
+    except (OSError, ValueError, RecursionError) as error:
+        run.missing.append(f"{name} cannot be read ({_one_line(error)}): {lost}")
+    else:
+        if isinstance(value, dict):
+            return value
+        run.missing.append(f"{name} is no JSON object: {lost}")
+    return {}
+
+
+def _lines(run: RunRecord, name: str, lost: str | None) -> list[Any]:
+    """Lines of a JSON-lines file; a torn last one is what a run that writes, or was killed, leaves."""
+    try:
+        text = read_inside(run.path, name).decode("utf-8", "replace")
+    except FileNotFoundError:
+        if lost:
+            run.missing.append(f"{name} is missing: {lost}")
+        return []
+    except (OSError, ValueError) as error:
+        run.missing.append(f"{name} cannot be read ({_one_line(error)})" + (f": {lost}" if lost else ""))
+        return []
+    rows, lines, num_bad = [], text.splitlines(), 0
+    for index, line in enumerate(lines):
+        try:
+            rows.append(json.loads(line))
+        except (ValueError, RecursionError):
+            num_bad += bool(line.strip()) and (index < len(lines) - 1 or text.endswith("\n"))
+    if num_bad:
+        run.missing.append(f"{name}: {num_bad} of {len(lines)} lines are damaged and left out")
+    return rows
+
+
+def _add_metric(metrics: dict[str, list[MetricRow]], row: Any) -> None:
+    """Sort one line of a metric file in; lines that lack what is needed are passed over."""
+    if not isinstance(row, dict) or not isinstance(row.get("results"), dict):
+        return
+    snapshot = str(row.get("snapshot_pkl") or "")
+    kimg = row.get("kimg")
+    if kimg is None and (match := re.search(r"(\d+)\.pkl$", snapshot)):
+        kimg = int(match[1])
+    if not isinstance(kimg, int | float) or not math.isfinite(kimg):
+        return
+    provenance: Any = row.get("provenance")
+    errors: Any = row.get("errors")
+    warnings = [str(w) for w in row["warnings"]] if isinstance(row.get("warnings"), list) else []
+    for name, value in row["results"].items():
+        if isinstance(value, int | float) and math.isfinite(value):
+            error: Any = errors.get(name) if isinstance(errors, dict) else None
+            known = isinstance(error, int | float) and math.isfinite(error)
+            metrics.setdefault(str(name), []).append(
+                MetricRow(
+                    float(kimg),
+                    float(value),
+                    float(error) if known else None,
+                    snapshot,
+                    warnings,
+                    provenance if isinstance(provenance, dict) else {},
+                )
+            )
+
+
+def _alive(pid: Any) -> bool:
+    if not isinstance(pid, int) or pid <= 0:
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def _one_line(error: BaseException) -> str:
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return " ".join(str(text).split())
