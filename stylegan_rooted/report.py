@@ -243,7 +243,9 @@ def _open_data(wanted: Wanted, looks: Sequence[_Look], missing: list[str]) -> Im
     networks: list[Any] = [look.loaded.G for look in looks if look.loaded is not None]
     use_labels = any(G.c_dim > 0 for G in networks) if networks else any(c.data.cond for c in configs)
     own = next((c for c in configs if not named or c.data.path == str(path)), None)
-    options = {"max_size": own.data.subset, "xflip": own.data.mirror, "random_seed": own.runtime.seed} if own else {}
+    options: dict[str, Any] = {}
+    if own is not None:
+        options = {"max_size": own.data.subset, "xflip": own.data.mirror, "random_seed": own.runtime.seed}
     try:
         dataset = ImageDataset(path, use_labels=use_labels, **options)
         for look in looks:

@@ -12,9 +12,9 @@ from typing import Any
 from metrics.evaluate import HIGHER_IS_BETTER, MetricResult
 from stylegan_rooted import origin, report_answer, report_curves
 from stylegan_rooted.generate import Loaded
-from stylegan_rooted.measuring import HEADLINES
 from stylegan_rooted.report_run import MetricRow, RunRecord, mean_of
 from training.config import FinetuneConfig
+from training.measured import BOTH, FRECHET
 from training.network_pickle import NetworkFile
 
 NOT_RECORDED = "not recorded"
@@ -272,9 +272,9 @@ def _figure(
 
 def _headline(rows: Sequence[dict[str, Any]]) -> str | None:
     """The figure to go by, by the rule that also chooses the best snapshot."""
-    for name, only_sure in HEADLINES:
+    for name in BOTH:
         for row in rows:
-            if row["name"] == name and not (only_sure and row["warning"]):
+            if row["name"] == name and not (name in FRECHET and row["warning"]):
                 return name
     return rows[0]["name"] if rows else None
 

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from dnnlib.util import is_url
-from stylegan_rooted.measuring import HEADLINES
 from training import watchdog
 from training.config import FinetuneConfig
+from training.measured import BOTH, FRECHET
 from training.watchdog import Figures, Verdict
 
 MAX_FILE_BYTES = 64 << 20
@@ -88,9 +88,9 @@ class RunRecord:
         return [(x, y) for x, y in points if x is not None]
 
     def headline(self) -> tuple[str, list[MetricRow]]:
-        """Name and measurements of the figure to go by, as in best-snapshot.json; ("", []) where there is none."""
-        for name, only_sure in HEADLINES:
-            rows = [row for row in self.metrics.get(name, []) if not (only_sure and row.warnings)]
+        """Name and measurements of the figure to go by, ("", []) where there is none: the rule of `training.measured`."""
+        for name in self._in_use(BOTH):
+            rows = [row for row in self.metrics[name] if not (name in FRECHET and row.warnings)]
             if rows:
                 return name, rows
         return "", []
@@ -147,9 +147,13 @@ class RunRecord:
         return self.config.augment.p_max if adaptive and self.config is not None else None
 
     def _distances(self, kimg: float) -> list[float]:
-        names = ("fid", "fd", "fid50k_full", "fid50k")
-        rows = next((self.metrics[name] for name in names if name in self.metrics), [])
+        rows = next((self.metrics[name] for name in self._in_use(FRECHET)), [])
         return [row.value for row in rows if row.kimg <= kimg]
+
+    def _in_use(self, names: tuple[str, ...]) -> list[str]:
+        """Those that the newest measurement of any of them holds."""
+        newest = {name: self.metrics[name][-1].kimg for name in names if name in self.metrics}
+        return [name for name, kimg in newest.items() if kimg == max(newest.values())]
 
 
 def find_run(network: str | Path) -> Path | None:
