@@ -88,7 +88,7 @@ class RunRecord:
         return [(x, y) for x, y in points if x is not None]
 
     def headline(self) -> tuple[str, list[MetricRow]]:
-        """Name and measurements of the figure to go by, ("", []) where there is none: the rule of `training.measured`."""
+        """Name and measurements of the figure to go by, by the rule of `training.measured`; ("", []) where none is."""
         for name in self._in_use(BOTH):
             rows = [row for row in self.metrics[name] if not (name in FRECHET and row.warnings)]
             if rows:
