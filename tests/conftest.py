@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import helpers  # noqa: E402
+import runs  # noqa: E402
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -42,6 +43,14 @@ def emulate_cuda(library: Path) -> None:
         table["cpu"] = table["cuda"]  # type: ignore[index]
     upfirdn2d.NATIVE_MAX_PLANES = 10**9
     conv2d_cpu.pays, epilogue.NATIVE_ACTS = lambda *_: False, ()  # the CPU's own, which are not there now
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory) -> Path:
+    """Twelve random 8x8 RGB images of two labelled classes; not to be changed."""
+    folder = tmp_path_factory.mktemp("data") / "pictures"
+    folder.mkdir()
+    return runs.write_pictures(folder)
 
 
 @pytest.fixture(scope="session")

@@ -9,20 +9,18 @@ import numpy as np
 import pytest
 import torch
 from helpers import assert_close
-from PIL import Image
 from processes import run_processes
+from runs import quiet, tiny, write_pictures
 
 from stylegan_rooted import finetune
 from training import checkpoint, network_pickle, run_dir
 from training.config import (
     AugmentConfig,
-    DataConfig,
     FinetuneConfig,
     LossConfig,
     MetricConfig,
     NetworkConfig,
     OptimConfig,
-    RuntimeConfig,
     ScheduleConfig,
 )
 from training.dataset import InfiniteSampler
@@ -30,31 +28,23 @@ from training.dataset import InfiniteSampler
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory) -> Path:
-    """Ten 16x16 RGB images of two labelled classes."""
-    folder = tmp_path_factory.mktemp("pictures")
-    rng = np.random.RandomState(0)
-    for i in range(10):
-        Image.fromarray(rng.randint(0, 256, [16, 16, 3], dtype=np.uint8)).save(folder / f"{i:02d}.png")
-    (folder / "dataset.json").write_text(json.dumps({"labels": [[f"{i:02d}.png", i % 2] for i in range(10)]}))
-    return folder
+    """Ten 16x16 RGB images of two labelled classes: networks of more than one block."""
+    return write_pictures(tmp_path_factory.mktemp("pictures"), 10, 16)
 
 
 def config(pictures: Path, outdir: Path, **changes) -> FinetuneConfig:
     """Everything that has a state is on: ADA with a p that moves, style mixing, path length, chunks, read-ahead."""
-    return FinetuneConfig(
-        data=DataConfig(path=str(pictures), mirror=True),
-        network=NetworkConfig(channel_base=64, channel_max=8, z_dim=8, w_dim=8),
+    settings = tiny(
+        pictures,
+        outdir,
+        data__mirror=True,
         loss=LossConfig(name="rooted", k="1.5:3@0.04", tail="linear", tail_at=4.0, pl_weight=2.0, style_mixing=0.9),
         augment=AugmentConfig(aug="ada", augpipe="bgc", target=0.1, ada_kimg=0.1),
         optim=OptimConfig(batch=4, batch_gpu=2, g_reg_interval=2, d_reg_interval=3),
         schedule=ScheduleConfig(kimg=0.048, tick=0.012, snap=2),
         metric=MetricConfig(metrics=("kid",), num=6),
-        runtime=RuntimeConfig(outdir=str(outdir), device="cpu", grid=(2, 2)),
-    ).replace(**changes)
-
-
-def quiet(text: str) -> None:
-    """Says nothing."""
+    )
+    return settings.replace(**changes)
 
 
 class Killed(BaseException):

@@ -5,14 +5,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_finetune import pictures, quiet, run_cli, tiny  # noqa: F401
+from runs import quiet
+from test_finetune import run_cli, tiny
 
 from stylegan_rooted import cache, finetune
 from training import run_dir
 
 
 @pytest.fixture(scope="module")
-def snapshot(tmp_path_factory, pictures) -> Path:  # noqa: F811
+def snapshot(tmp_path_factory, pictures) -> Path:
     path = finetune.run(tiny(pictures, tmp_path_factory.mktemp("runs")), say=quiet)
     return path / "network-snapshot-000000.pkl"
 
@@ -23,7 +24,7 @@ def own_cache(tmp_path, monkeypatch) -> Path:
     return tmp_path / "cache"
 
 
-def test_metrics_prints_records_and_errors(pictures, snapshot, capsys):  # noqa: F811
+def test_metrics_prints_records_and_errors(pictures, snapshot, capsys):
     wanted = "kid,pr,dc,memorisation,ppl,fid_inf,fid"
     arguments = ["--network", snapshot, "--data", pictures, "--metrics", wanted, "--num", "24", "--subset", "8"]
     assert run_cli("metrics", *arguments, "--repeats", "2", "--seed", "3", "--device", "cpu", "--json") == 0
@@ -41,7 +42,7 @@ def test_metrics_prints_records_and_errors(pictures, snapshot, capsys):  # noqa:
         (snapshot.parent / f"metric-{name}.jsonl").unlink()
 
 
-def test_metrics_against_a_reference(pictures, snapshot, tmp_path, capsys):  # noqa: F811
+def test_metrics_against_a_reference(pictures, snapshot, tmp_path, capsys):
     np.savez(tmp_path / "reference.npz", mu=np.zeros(96), sigma=np.eye(96))
     arguments = ["metrics", "--network", snapshot, "--data", pictures, "--num", "12", "--json"]
     assert run_cli(*arguments, "--metrics", "fid", "--reference", tmp_path / "reference.npz") == 0
@@ -67,7 +68,7 @@ def test_metrics_against_a_reference(pictures, snapshot, tmp_path, capsys):  # n
         (["--repeats", "0"], 2, "--metric-repeats 0"),
     ],
 )
-def test_refusals_are_one_line(pictures, snapshot, capsys, monkeypatch, tmp_path, arguments, code, message):  # noqa: F811
+def test_refusals_are_one_line(pictures, snapshot, capsys, monkeypatch, tmp_path, arguments, code, message):
     monkeypatch.setattr("metrics.features.inception_home", lambda: tmp_path)
     assert run_cli("metrics", "--network", snapshot, "--data", pictures, "--num", "8", *arguments) == code
     lines = capsys.readouterr().err.strip().splitlines()
@@ -75,7 +76,7 @@ def test_refusals_are_one_line(pictures, snapshot, capsys, monkeypatch, tmp_path
     assert not list(snapshot.parent.glob("metric-*"))
 
 
-def test_cache_is_listed_and_cleared(pictures, snapshot, own_cache, capsys):  # noqa: F811
+def test_cache_is_listed_and_cleared(pictures, snapshot, own_cache, capsys):
     assert run_cli("cache", "list") == 0
     assert "0 files" in capsys.readouterr().err
     assert run_cli("metrics", "--network", snapshot, "--data", pictures, "--num", "8", "--metrics", "kid") == 0

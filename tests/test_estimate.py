@@ -2,48 +2,19 @@
 
 from pathlib import Path
 
-import numpy as np
 import pytest
+import runs
 import torch
-from PIL import Image
 from processes import run_processes
 
 from stylegan_rooted import cli, estimate, finetune
 from training import network_pickle, training_loop
-from training.config import (
-    AugmentConfig,
-    DataConfig,
-    FinetuneConfig,
-    LossConfig,
-    MetricConfig,
-    NetworkConfig,
-    OptimConfig,
-    RuntimeConfig,
-    ScheduleConfig,
-)
-
-
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("pictures")
-    rng = np.random.RandomState(0)
-    for i in range(8):
-        Image.fromarray(rng.randint(0, 256, [8, 8, 3], dtype=np.uint8)).save(folder / f"{i:02d}.png")
-    return folder
+from training.config import FinetuneConfig, OptimConfig, ScheduleConfig
 
 
 def tiny(pictures: Path, outdir: Path, **changes) -> FinetuneConfig:
-    config = FinetuneConfig(
-        data=DataConfig(path=str(pictures)),
-        network=NetworkConfig(channel_base=64, channel_max=8, z_dim=8, w_dim=8),
-        loss=LossConfig(name="logistic"),
-        augment=AugmentConfig(aug="noaug"),
-        optim=OptimConfig(batch=8, batch_gpu=8),
-        schedule=ScheduleConfig(kimg=0.048, tick=0.016, snap=1),
-        metric=MetricConfig(metrics=("none",)),
-        runtime=RuntimeConfig(outdir=str(outdir), device="cpu", grid=(2, 2), rank_timeout=20),
-    )
-    return config.replace(**changes)
+    settings = runs.tiny(pictures, outdir, optim=OptimConfig(batch=8, batch_gpu=8))
+    return settings.replace(schedule=ScheduleConfig(kimg=0.048, tick=0.016, snap=1)).replace(**changes)
 
 
 def build(config: FinetuneConfig, path: Path):

@@ -7,13 +7,13 @@ two builders of one operator library and one that is killed (test_custom_ops.py)
 import json
 import os
 import resource
+import shutil
 import signal
 import threading
 import time
 from pathlib import Path
 
 import forked
-import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -30,14 +30,9 @@ OPTIONS = (
 
 
 @pytest.fixture
-def pictures(tmp_path) -> Path:
-    """Twelve 8x8 RGB images, the test's own."""
-    folder = tmp_path / "pictures"
-    folder.mkdir()
-    rng = np.random.RandomState(0)
-    for i in range(12):
-        Image.fromarray(rng.randint(0, 256, [8, 8, 3], dtype=np.uint8)).save(folder / f"{i:02d}.png")
-    return folder
+def pictures(pictures, tmp_path) -> Path:
+    """The test's own, to damage."""
+    return Path(shutil.copytree(pictures, tmp_path / "pictures"))
 
 
 @pytest.fixture

@@ -7,23 +7,21 @@ from copy import deepcopy
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
+import runs
 import torch
 from helpers import assert_close
 from PIL import Image
+from runs import NUM_PICTURES, quiet
 
 from stylegan_rooted import cli, evaluation, finetune
 from training import execution, network_pickle, run_dir, training_loop, weights_file
 from training.config import (
     AugmentConfig,
-    DataConfig,
     FinetuneConfig,
-    LossConfig,
     MetricConfig,
     NetworkConfig,
     OptimConfig,
-    RuntimeConfig,
     ScheduleConfig,
 )
 from training.training_loop import TrainingDiverged
@@ -46,19 +44,6 @@ SCRATCH = [
 ]
 
 
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory) -> Path:
-    """Twelve 8x8 RGB images of two labelled classes."""
-    folder = tmp_path_factory.mktemp("pictures")
-    rng = np.random.RandomState(0)
-    labels = []
-    for i in range(12):
-        Image.fromarray(rng.randint(0, 256, [8, 8, 3], dtype=np.uint8)).save(folder / f"{i:02d}.png")
-        labels.append([f"{i:02d}.png", i % 2])
-    (folder / "dataset.json").write_text(json.dumps({"labels": labels}))
-    return folder
-
-
 def run_cli(*args: object) -> int:
     """Exit code of the command line, run in this process."""
     with pytest.raises(SystemExit) as stop:
@@ -68,21 +53,8 @@ def run_cli(*args: object) -> int:
 
 
 def tiny(pictures: Path, outdir: Path, **changes) -> FinetuneConfig:
-    config = FinetuneConfig(
-        data=DataConfig(path=str(pictures)),
-        network=NetworkConfig(channel_base=64, channel_max=8, z_dim=8, w_dim=8),
-        loss=LossConfig(name="logistic"),
-        augment=AugmentConfig(aug="ada", augpipe="color"),
-        optim=OptimConfig(batch=4, g_reg_interval=2, d_reg_interval=2),
-        schedule=ScheduleConfig(kimg=0.016, tick=0.008, snap=1),
-        metric=MetricConfig(metrics=("none",)),
-        runtime=RuntimeConfig(outdir=str(outdir), device="cpu", grid=(2, 2)),
-    )
-    return config.replace(**changes)
-
-
-def quiet(text: str) -> None:
-    """Says nothing."""
+    augment, optim = AugmentConfig(aug="ada", augpipe="color"), OptimConfig(batch=4, g_reg_interval=2, d_reg_interval=2)
+    return runs.tiny(pictures, outdir, augment=augment, optim=optim).replace(**changes)
 
 
 def weights(path: Path) -> dict[str, torch.Tensor]:
@@ -149,7 +121,7 @@ def test_a_run_leaves_exactly_these_files_and_can_be_resumed(pictures, tmp_path,
         assert row["Loss/D/loss"]["mean"] >= 4 and row["Loss/G/loss"]["mean"] >= 2  # the floors 2k and k
         assert {"Loss/scores/real", "Loss/signs/fake", "Timing/Gmain", "Resources/cpu_mem_gb", "timestamp"} <= set(row)
     metric = run_dir.read_jsonl(path / "metric-fd.jsonl")[-1]
-    assert metric["provenance"]["num_fake"] == 8 and metric["provenance"]["num_real"] == 12
+    assert metric["provenance"]["num_fake"] == 8 and metric["provenance"]["num_real"] == NUM_PICTURES
     environment = json.loads((path / "environment.json").read_text())
     assert len(environment["data"]["fingerprint"]) == 64 and environment["resume"] is None
     assert metric["provenance"]["data_fingerprint"] == environment["data"]["fingerprint"]
@@ -531,10 +503,10 @@ def test_run_names_and_data_record_follow_the_family(pictures, tmp_path) -> None
 
     name = finetune.describe(plan(data__subset=5, augment=AugmentConfig(augpipe="bg", target=0.5)))
     assert name.startswith("pictures") and "-subset5-" in name and "-target0.5-bg-noresume" in name
-    for subset, seeded in ((5, True), (12, False), (None, False)):
+    for subset, seeded in ((5, True), (NUM_PICTURES, False), (None, False)):
         found = plan(data__subset=subset)
         record = finetune.training_set_kwargs(found.config, found.dataset)
-        assert record["max_size"] == (subset or 12) and ("random_seed" in record) is seeded
+        assert record["max_size"] == (subset or NUM_PICTURES) and ("random_seed" in record) is seeded
         assert ("subset" in finetune.describe(found)) is seeded
 
 

@@ -8,7 +8,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from test_finetune import pictures, quiet, tiny  # noqa: F401
+from runs import quiet
+from test_finetune import tiny
 
 from metrics.evaluate import MetricResult
 from metrics.features import MetricUnavailable
@@ -133,7 +134,7 @@ def test_budget_option(text, share):
 # --- in a run
 
 
-def test_patience_stops_a_run_without_progress(pictures, tmp_path, monkeypatch):  # noqa: F811
+def test_patience_stops_a_run_without_progress(pictures, tmp_path, monkeypatch):
     values = iter([3.0, 1.0, 2.0, 1.5, 0.5])
     monkeypatch.setattr(evaluation.Evaluator, "measure", lambda self, G: [row("fd", next(values))])
     said: list[str] = []
@@ -164,7 +165,7 @@ def test_patience_stops_a_run_without_progress(pictures, tmp_path, monkeypatch):
     assert [r["results"]["fd"] for r in run_dir.read_jsonl(path / "metric-fd.jsonl")][2:] == [2.0, 1.5, 0.5] + [0.6] * 3
 
 
-def test_budget_in_a_run(pictures, tmp_path, monkeypatch):  # noqa: F811
+def test_budget_in_a_run(pictures, tmp_path, monkeypatch):
     monkeypatch.setattr(measuring, "probe", lambda evaluator, G: 1e-5)
     said: list[str] = []
     metric = MetricConfig(metrics=("fid",), num=120, budget="50%")
@@ -174,7 +175,7 @@ def test_budget_in_a_run(pictures, tmp_path, monkeypatch):  # noqa: F811
     assert measured and {line["provenance"]["num_fake"] for line in measured} == {120}
 
 
-def test_measuring_beside_gives_the_same_figures(pictures, tmp_path):  # noqa: F811
+def test_measuring_beside_gives_the_same_figures(pictures, tmp_path):
     metric = MetricConfig(metrics=("fid", "kid"), num=8)
     inside = finetune.run(tiny(pictures, tmp_path / "a", metric=metric), say=quiet)
     said: list[str] = []
@@ -193,7 +194,7 @@ def test_measuring_beside_gives_the_same_figures(pictures, tmp_path):  # noqa: F
     assert (beside / measuring.BEST_FILE).exists()
 
 
-def test_a_broken_detector_beside_is_said_and_the_run_finishes(pictures, tmp_path):  # noqa: F811
+def test_a_broken_detector_beside_is_said_and_the_run_finishes(pictures, tmp_path):
     said: list[str] = []
     metric = MetricConfig(detector="torchscript", detector_file=str(tmp_path / "absent.pt"), run_async=True)
     schedule = ScheduleConfig(kimg=0.004, tick=0.004, snap=1)
@@ -202,7 +203,7 @@ def test_a_broken_detector_beside_is_said_and_the_run_finishes(pictures, tmp_pat
     assert (path / "network-snapshot-000000.pkl").exists() and not list(path.glob("metric-*"))
 
 
-def test_a_process_that_dies_or_hangs_is_one_line(pictures, tmp_path, monkeypatch):  # noqa: F811
+def test_a_process_that_dies_or_hangs_is_one_line(pictures, tmp_path, monkeypatch):
     config = tiny(pictures, tmp_path, metric=MetricConfig(max_minutes=0.3 / 60, run_async=True))
     for command, message in (
         ("import sys; print('no\\nmemory'); sys.exit(3)", "ended with code 3: memory"),

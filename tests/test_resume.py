@@ -5,49 +5,22 @@ import json
 import re
 from pathlib import Path
 
-import numpy as np
 import pytest
+import runs
 from PIL import Image
 
 from stylegan_rooted import finetune, resume
 from stylegan_rooted.cli.finetune import FIELDS
 from training import run_dir
-from training.config import (
-    AugmentConfig,
-    DataConfig,
-    FinetuneConfig,
-    LossConfig,
-    MetricConfig,
-    NetworkConfig,
-    OptimConfig,
-    RuntimeConfig,
-    ScheduleConfig,
-)
+from training.config import FinetuneConfig, LossConfig
 from training.run_lock import FolderLock
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("pictures")
-    rng = np.random.RandomState(0)
-    for i in range(6):
-        Image.fromarray(rng.randint(0, 256, [8, 8, 3], dtype=np.uint8)).save(folder / f"{i}.png")
-    return folder
-
-
 def tiny(pictures: Path, outdir: Path, **changes) -> FinetuneConfig:
-    return FinetuneConfig(
-        data=DataConfig(path=str(pictures)),
-        network=NetworkConfig(channel_base=64, channel_max=8, z_dim=8, w_dim=8),
-        loss=LossConfig(name="rooted"),
-        augment=AugmentConfig(aug="noaug"),
-        optim=OptimConfig(batch=4),
-        schedule=ScheduleConfig(kimg=0.008, tick=1, snap=1),
-        metric=MetricConfig(metrics=("none",)),
-        runtime=RuntimeConfig(outdir=str(outdir), device="cpu", grid=(2, 2)),
-    ).replace(**changes)
+    settings = runs.tiny(pictures, outdir, loss=LossConfig(name="rooted"), schedule__kimg=0.008, schedule__tick=1)
+    return settings.replace(**changes)
 
 
 def train(config: FinetuneConfig, *, restart: bool = False) -> tuple[Path, list[str]]:

@@ -6,11 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
+import runs
 import torch
 from helpers import assert_close
-from PIL import Image
 from processes import run_processes
 
 from stylegan_rooted import evaluation, finetune
@@ -19,13 +18,10 @@ from torch_utils.distributed import DistEnv
 from training import network_pickle, run_dir
 from training.config import (
     AugmentConfig,
-    DataConfig,
     FinetuneConfig,
     LossConfig,
     MetricConfig,
-    NetworkConfig,
     OptimConfig,
-    RuntimeConfig,
     ScheduleConfig,
 )
 
@@ -34,27 +30,22 @@ ROUND_OFF = 1e-5  # of a tensor's largest value, after 8 steps of Adam: only the
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory) -> Path:
-    """Thirteen 8x8 RGB images."""
-    folder = tmp_path_factory.mktemp("pictures")
-    rng = np.random.RandomState(0)
-    for i in range(13):
-        Image.fromarray(rng.randint(0, 256, [8, 8, 3], dtype=np.uint8)).save(folder / f"{i:02d}.png")
-    return folder
+    """Thirteen: no number of processes shares them evenly."""
+    return runs.write_pictures(tmp_path_factory.mktemp("pictures"), 13)
 
 
 def config_for(pictures: Path, outdir: Path, **changes) -> FinetuneConfig:
     """Eight steps of 12 images in micro-batches of 2, with everything on that could depend on the split."""
-    config = FinetuneConfig(
-        data=DataConfig(path=str(pictures), mirror=True),
-        network=NetworkConfig(channel_base=64, channel_max=8, z_dim=8, w_dim=8),
+    settings = runs.tiny(
+        pictures,
+        outdir,
+        data__mirror=True,
         loss=LossConfig(name="rooted"),
         augment=AugmentConfig(aug="ada", augpipe="bgc", target=0.0, ada_kimg=0.5),
         optim=OptimConfig(batch=12, batch_gpu=2, g_reg_interval=2, d_reg_interval=4, freezed=1),
         schedule=ScheduleConfig(kimg=0.096, tick=0.024, snap=100),
-        metric=MetricConfig(metrics=("none",)),
-        runtime=RuntimeConfig(outdir=str(outdir), device="cpu", grid=(2, 2), rank_timeout=20),
     )
-    return config.replace(**changes)
+    return settings.replace(**changes)
 
 
 def run_on(world: int, config: FinetuneConfig, folder: Path) -> tuple[Path, list[list[str]]]:

@@ -10,9 +10,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from training import run_dir
 
@@ -20,15 +18,6 @@ ROOT = Path(__file__).parent.parent
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
 ADDRESSES = ("10.87.43.1", "10.87.43.2")
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("pictures")
-    rng = np.random.RandomState(0)
-    for i in range(8):
-        Image.fromarray(rng.randint(0, 256, [8, 8, 3], dtype=np.uint8)).save(folder / f"{i:02d}.png")
-    return folder
 
 
 def finetune(pictures: Path, outdir: Path, *options: str) -> list[str]:

@@ -7,23 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import runs
 import torch
-from PIL import Image
 from processes import run_processes
 
 from stylegan_rooted import finetune
 from training import checkpoint, diversity, run_dir, watchdog
-from training.config import (
-    AugmentConfig,
-    DataConfig,
-    FinetuneConfig,
-    LossConfig,
-    MetricConfig,
-    NetworkConfig,
-    OptimConfig,
-    RuntimeConfig,
-    ScheduleConfig,
-)
+from training.config import AugmentConfig, FinetuneConfig, LossConfig, OptimConfig, ScheduleConfig
 from training.training_loop import TrainingDiverged
 from training.watchdog import Figures, judge
 
@@ -187,27 +177,9 @@ def test_large_images_are_sampled(monkeypatch) -> None:
     assert dataset.num_read == 10
 
 
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("pictures")
-    images = np.random.RandomState(0).randint(0, 256, [8, 8, 8, 3], dtype=np.uint8)
-    for i, image in enumerate(images):
-        Image.fromarray(image).save(folder / f"{i}.png")
-    return folder
-
-
 def tiny(pictures: Path, outdir: Path, **changes) -> FinetuneConfig:
-    config = FinetuneConfig(
-        data=DataConfig(path=str(pictures)),
-        network=NetworkConfig(channel_base=64, channel_max=8, z_dim=8, w_dim=8),
-        loss=LossConfig(name="logistic"),
-        augment=AugmentConfig(aug="noaug"),
-        optim=OptimConfig(batch=4, batch_gpu=4),
-        schedule=ScheduleConfig(kimg=0.048, tick=0.008, snap=1),
-        metric=MetricConfig(metrics=("none",)),
-        runtime=RuntimeConfig(outdir=str(outdir), device="cpu", grid=(2, 2), rank_timeout=20),
-    )
-    return config.replace(**changes)
+    settings = runs.tiny(pictures, outdir, optim=OptimConfig(batch=4, batch_gpu=4))
+    return settings.replace(schedule=ScheduleConfig(kimg=0.048, tick=0.008, snap=1)).replace(**changes)
 
 
 def run_with(monkeypatch, config: FinetuneConfig, *, bad_from: int, times: int = 100) -> tuple[list[str], object]:
