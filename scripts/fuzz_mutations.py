@@ -245,13 +245,11 @@ def _in_safetensors(data: bytes, rng: random.Random) -> bytes:
         text = bytes(changed)
     else:
         header = json.loads(text)
+        config = json.loads(header["__metadata__"]["config"]) if "__metadata__" in header else {}
         for _ in range(rng.choice((1, 1, 2, 8))):
-            if rng.random() < 0.5 and isinstance(header.get("__metadata__"), dict):
-                config = json.loads(header["__metadata__"].get("config", "{}"))
-                _change_json(config, rng)
-                header["__metadata__"] = {"config": json.dumps(config)}
-            else:
-                _change_json(header, rng)
+            _change_json(config if config and rng.random() < 0.5 else header, rng)
+        if config and isinstance(header.get("__metadata__"), dict):
+            header["__metadata__"]["config"] = json.dumps(config)
         text = json.dumps(header).encode()
     return struct.pack("<Q", len(text)) + text + numbers
 

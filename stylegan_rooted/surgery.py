@@ -41,6 +41,7 @@ class Step:
         rule: how new numbers were made.
         view: what happens to the old image ("" where it stays as it is).
         image_error: largest |new image - view(old image)|, images in [-1, 1], over `NUM_PROBES` seeded latents.
+        image_rms: root mean square of that difference.
         logit_error: the same of the discriminator's logits on the new images, relative to their spread over images
             (a standard deviation) where that is above 1; None without a discriminator.
     """
@@ -49,6 +50,7 @@ class Step:
     rule: str
     view: str
     image_error: float
+    image_rms: float
     logit_error: float | None
 
 
@@ -212,8 +214,9 @@ def _measure(old: Networks, made: Change, seed: int) -> Step:
         ours = new.D(after, c_new, force_fp32=True)
         theirs = old.D(made.back(after), c_old, force_fp32=True)
         logit_error = float((ours - theirs).abs().max() / max(float(theirs.std()), 1.0))
-    image_error = float((after - made.image(before)).abs().max())
-    return Step(made.what, made.rule, made.view, image_error, logit_error)
+    difference = after - made.image(before)
+    image_error, image_rms = float(difference.abs().max()), float(difference.square().mean().sqrt())
+    return Step(made.what, made.rule, made.view, image_error, image_rms, logit_error)
 
 
 def _labels(indices: list[int], G: Any) -> Tensor:

@@ -23,6 +23,8 @@ from training.networks import Discriminator
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, what Pillow's mode L and the data set tool use
 LRELU_SLOPE = 0.2
 NUM_FIT_IMAGES = 64
+NUM_FIT_PIXELS = 1 << 16  # of small images more are needed
+RIDGE = 1e-3  # of the mean square of a feature
 MAX_RESOLUTION = 1024
 NO_CLASS = -1  # a new class that no old one compares with
 CHANNELS = {1: "grey", 3: "RGB", 4: "RGBA"}
@@ -116,10 +118,11 @@ def resolution(wanted: int, *, seed: int = 0) -> Rule:
 
     Doubling is exact: the new generator gives the old image upsampled with its own filter, because the new block's
     image layer starts at zero, and the new discriminator sees the image downsampled with its own filter. Halving drops
-    the top block; the discriminator's new first layer is fitted to what the dropped one gave.
+    the top block; the new last image layer is fitted to the old images, downsampled, and the discriminator's new first
+    layer to what the dropped block gave.
 
     Raises:
-        ValueError: neither twice nor half, or a generator without image skips.
+        ValueError: neither twice nor half, or twice of a generator without image skips.
     """
 
     def change(old: Networks) -> Change:
@@ -130,8 +133,8 @@ def resolution(wanted: int, *, seed: int = 0) -> Rule:
                 f"{have // 2}, within 8 and {MAX_RESOLUTION}"
             )
         kind = _synthesis_blocks(old.G_ema)[-1].architecture
-        if kind != "skip":
-            raise ValueError(f"--resolution: this generator is of the kind {kind!r}; only 'skip' ones can be resized")
+        if kind != "skip" and wanted > have:
+            raise ValueError(f"--resolution: this generator is of the kind {kind!r}; only 'skip' ones can be doubled")
         taps = _synthesis_blocks(old.G_ema)[-1].resample_filter
         return _doubled(old, taps, seed) if wanted > have else _halved(old, taps, seed)
 
@@ -368,12 +371,15 @@ def _see_downsampled(top: Any, below: Any) -> None:
 def _halved(old: Networks, taps: Tensor, seed: int) -> Change:
     have = old.G_ema.img_resolution
     wanted = have // 2
+    num = max(NUM_FIT_IMAGES, NUM_FIT_PIXELS // wanted**2)
 
     def generator(G: Any) -> Any:
         widths = _widths(G)
         if widths.get("num_fp16_res"):
             widths["num_fp16_res"] -= 1
-        return _rebuilt(G, img_resolution=wanted, synthesis_kwargs=widths)
+        new = _rebuilt(G, img_resolution=wanted, synthesis_kwargs=widths)
+        _fit_torgb(new, upfirdn2d.downsample2d(samples(G, num, seed), taps), seed)
+        return new
 
     def discriminator(D: Any) -> Any:
         new = _rebuilt(D, img_resolution=wanted, num_fp16_res=max(_fp16(D) - 1, 0))
@@ -388,11 +394,37 @@ def _halved(old: Networks, taps: Tensor, seed: int) -> Change:
     return Change(
         _each(old, generator, discriminator),
         what=f"{have} to {wanted} pixels",
-        rule="the top block dropped; the discriminator's new first layer fitted to what the dropped block gave",
+        rule="the top block dropped; the new last image layer fitted to the downsampled images, "
+        "the discriminator's new first layer to what its dropped block gave",
         view="the old image downsampled with the network's filter",
         image=lambda img: upfirdn2d.downsample2d(img, taps),
         back=lambda img: upfirdn2d.upsample2d(img, taps),
     )
+
+
+def _fit_torgb(G: Any, wanted: Tensor, seed: int) -> None:
+    """Least squares: the last image layer, whose image is linear in its weights, for wanted images of `samples`.
+
+    What is fitted is what the image lacks; a slight pull to nothing decides where the features do not.
+    """
+    layer = getattr(G.synthesis, f"b{G.img_resolution}").torgb
+    seen: list[tuple[Tensor, Tensor]] = []
+    hook = layer.register_forward_hook(lambda _, args, __: seen.append(args[:2]))
+    try:
+        lacking = wanted - samples(G, len(wanted), seed)
+    finally:
+        hook.remove()
+    num = layer.weight.shape[1] + 1
+    gram, moment = torch.zeros([num, num]).double(), torch.zeros([num, wanted.shape[1]]).double()
+    for (x, w), rest in zip(seen, lacking.split(len(seen[0][0]))):
+        x = x * (layer.affine(w) * layer.weight_gain)[:, :, None, None]
+        rows = torch.cat([x, torch.ones_like(x[:, :1])], dim=1).permute(0, 2, 3, 1).reshape(-1, num).double()
+        gram += rows.t() @ rows
+        moment += rows.t() @ rest.permute(0, 2, 3, 1).reshape(-1, wanted.shape[1]).double()
+    gram.diagonal().add_(RIDGE * gram.diagonal().mean())
+    solution = torch.linalg.solve(gram, moment).float()  # [I + 1, C]
+    layer.weight.add_(solution[:-1].t()[:, :, None, None])
+    layer.bias.add_(solution[-1])
 
 
 def _fit_fromrgb(layer: Any, img: Tensor, features: Tensor) -> None:

@@ -26,12 +26,15 @@ EXACT = 2e-5  # largest difference of images in [-1, 1], and of logits relative 
 WIDTH = {"channel_base": 256, "channel_max": 32, "conv_clamp": 256}
 
 
-def networks(*, c_dim=0, img_channels=3, architecture="resnet", width=WIDTH, mapping="lrelu") -> Networks:
+def networks(
+    *, c_dim=0, img_channels=3, architecture="resnet", width=WIDTH, mapping="lrelu", synthesis="skip"
+) -> Networks:
     """Small networks with all biases and noise strengths away from zero; images of about [-1, 1]."""
     torch.manual_seed(0)
     sizes = {"c_dim": c_dim, "img_resolution": 16, "img_channels": img_channels}
     mapping_kwargs = {"num_layers": 2, "activation": mapping}
-    G = Generator(z_dim=8, w_dim=8, mapping_kwargs=mapping_kwargs, synthesis_kwargs=dict(width), **sizes)
+    synthesis_kwargs = {**width, "architecture": synthesis}
+    G = Generator(z_dim=8, w_dim=8, mapping_kwargs=mapping_kwargs, synthesis_kwargs=synthesis_kwargs, **sizes)
     D = Discriminator(architecture=architecture, **width, **sizes)
     with torch.no_grad():
         for module in (G, D):
@@ -116,6 +119,23 @@ def test_doubled_image_is_the_upsampled_one_and_the_new_block_learns():
     new.G.requires_grad_(True)
     new.G(z, None).square().sum().backward()
     assert new.G.synthesis.b32.torgb.weight.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize("architecture", ["skip", "resnet", "orig"])
+def test_halved_images_are_fitted_to_the_old_ones(architecture):
+    """On latents that were not fitted to: nearer than what is left without the top block, and than any constant."""
+    old = networks(synthesis=architecture)
+    taps = old.G_ema.synthesis.b16.resample_filter
+    kwargs = {**old.G_ema.init_kwargs, "img_resolution": 8}
+    dropped = Generator(**kwargs).eval().requires_grad_(False)
+    shapes = {key: value.shape for key, value in dropped.state_dict().items()}
+    kept = {key: value for key, value in old.G_ema.state_dict().items() if shapes.get(key) == value.shape}
+    dropped.load_state_dict(kept, strict=False)
+    new, _ = surgery.operate(old, [resolution(8)])
+    z = torch.randn([64, 8], generator=torch.Generator().manual_seed(3))
+    wanted = upfirdn2d.downsample2d(old.G_ema(z, None, noise_mode="const"), taps)
+    errors = [(G(z, None, noise_mode="const") - wanted).square().mean() for G in (new.G_ema, dropped)]
+    assert errors[0] < min(0.5 * errors[1], 0.9 * (wanted - wanted.mean(dim=0)).square().mean())
 
 
 def test_halving_is_measured_and_the_discriminator_stays_of_one_mind():

@@ -89,7 +89,8 @@ def command(
         say(f"{step.what}: {step.rule}")
         view = step.view or "the old image"
         logits = "" if step.logit_error is None else f"; logits differ by {step.logit_error:.2g} (relative)"
-        say(f"  largest difference to {view}: {step.image_error:.2g} (images in [-1, 1]){logits}")
+        size = f"{step.image_error:.2g}, root mean square {step.image_rms:.2g}"
+        say(f"  largest difference to {view}: {size} (images in [-1, 1]){logits}")
     say(f"Wrote {dest}")
     if as_json:
         click.echo(json.dumps([asdict(step) for step in steps], indent=2))
