@@ -1,14 +1,17 @@
 """Everything that may go wrong while a run trains, caused on purpose. What was saved stays, one line says what it was.
 
-Not here: a killed run (scripts/kill_test.py), a measurement that raises or has no detector (test_finetune.py),
-two builders of one operator library and one that is killed (test_custom_ops.py).
+Not here: killed runs (test_kill.py), damaged states (test_checkpoint.py), measurements that raise (test_finetune.py),
+processes that die beside others (test_distributed.py), builders of operators (test_custom_ops.py). The table in
+docs/resuming.md names all of them.
 """
 
+import errno
 import json
 import os
 import resource
 import shutil
 import signal
+import socket
 import threading
 import time
 from pathlib import Path
@@ -18,9 +21,11 @@ import pytest
 import torch
 from PIL import Image
 
+from metrics import features
 from stylegan_rooted import evaluation, finetune
 from training import checkpoint, network_pickle, run_dir, training_loop
 from training.dataset import DatasetError, ImageDataset
+from training.loss import GanLoss
 from training.training_loop import TrainingDiverged
 
 OPTIONS = (
@@ -370,6 +375,48 @@ def test_a_measurement_that_hangs_is_left_out(command, monkeypatch) -> None:
     assert any("Metrics left out: took longer than --metric-minutes 0.003" in line for line in said)
     assert stats(path)[-1]["Progress/kimg"]["mean"] == pytest.approx(0.032)
     assert signal.getsignal(signal.SIGALRM) is signal.SIG_DFL
+
+
+@pytest.mark.parametrize("file", [[], ["--detector-file", f"https://weights.example/inception.pt#sha256={'0' * 64}"]])
+def test_a_measurement_without_network_is_left_out(command, tmp_path, monkeypatch, file) -> None:
+    monkeypatch.setenv("DNNLIB_CACHE_DIR", str(tmp_path / "cache"))
+    tried = tmp_path / "tried"
+
+    def unplug() -> None:
+        def connect(*args) -> None:
+            tried.write_text("")
+            raise OSError(errno.ENETUNREACH, os.strerror(errno.ENETUNREACH))
+
+        socket.getaddrinfo = socket.socket.connect = connect  # type: ignore[method-assign, assignment]
+        features.inception_home = lambda: tmp_path
+
+    arguments = command("out", "--kimg", 0.004, "--metrics", "fid", "--detector", "inception", *file)
+    ended = forked.run(*arguments, before=unplug)
+    assert ended.code == 0 and not ended.errors, ended
+    (line,) = [line for line in ended.err.splitlines() if line.startswith("Metrics left out: ")]
+    assert ("cannot fetch the detector: " if file else "FID and KID need the Inception weights: fetch ") in line, line
+    assert networks_of(only(tmp_path / "out"))
+    assert tried.exists() == bool(file)  # nothing is fetched unasked
+
+
+# --- the memory
+
+
+def test_out_of_memory_is_one_line_with_what_fits(command, tmp_path) -> None:
+    def shrink() -> None:
+        original = GanLoss.accumulate_gradients
+
+        def accumulate(self, phase, real_img, *args, **kwargs):
+            if len(real_img) > 2:
+                raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+            return original(self, phase, real_img, *args, **kwargs)
+
+        GanLoss.accumulate_gradients = accumulate  # type: ignore[method-assign]
+
+    ended = forked.run(*command("out", "--batch-gpu", "4"), before=shrink)
+    assert ended.code == 1 and len(ended.errors) == 1, ended
+    assert "out of memory with --batch-gpu 4" in ended.errors[0] and "--batch-gpu 2 fits" in ended.errors[0]
+    assert forked.run(*command("out", "--batch-gpu", "2"), before=shrink).code == 0
 
 
 # --- what is kept

@@ -161,6 +161,18 @@ def test_every_option_that_may_change_exists_and_stands_in_the_docs() -> None:
     assert rows == documented
 
 
+def test_the_docs_table_of_faults_names_tests_that_exist_and_all_of_test_faults() -> None:
+    text = (ROOT / "docs" / "resuming.md").read_text(encoding="utf-8")
+    named = re.findall(r"`(tests/test_\w+\.py)::(test_\w+)`", text)
+    tests = {file: set(re.findall(r"^def (test_\w+)\(", (ROOT / file).read_text(), re.M)) for file, _ in named}
+    assert len(named) > 30 and not [f"{file}::{test}" for file, test in named if test not in tests[file]]
+    about_files = {"test_snapshot_budget", "test_keep_every_needs_keep_last"}  # no faults
+    assert tests["tests/test_faults.py"] - about_files <= {test for _, test in named}
+    rows = [row for row in text.splitlines() if row.startswith("| ") and "`tests/" in row]
+    codes = re.findall(r"^\| (\d+) \|", text, re.M)
+    assert all(set(re.findall(r"\d+", row.split(" | ")[2])) <= {*codes, "137"} for row in rows)
+
+
 def test_the_docs_name_every_exit_code() -> None:
     text = (ROOT / "docs" / "resuming.md").read_text(encoding="utf-8")
     assert [int(code) for code in re.findall(r"^\| (\d+) \|", text, re.M)] == [0, 1, 2, 3, 130, 143]
