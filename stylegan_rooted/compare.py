@@ -310,7 +310,7 @@ class Planned:
             ValueError, OSError: See `run`.
         """
         records = [self.record(job) for job in jobs]
-        mine = range(len(jobs)) if only is None else range(only[0] - 1, len(jobs), only[1])
+        mine = share(len(jobs), only)
         again = (TO_DO, FAILED) if retry_failed else (TO_DO,)
         left = [i for i in mine if self.status(jobs[i]) in again]
         if records and len(left) < len(mine):
@@ -393,7 +393,7 @@ class Planned:
             raise
         except RuntimeError as error:  # diverged, or what else this run's numbers caused
             reason = " ".join(f"{type(error).__name__}: {error}".split())
-        path = run_path(job.folder)
+        path = run_path(job.folder) or job.folder
         if reason is None:
             results, reason = measure(job, path)
         record = {
@@ -464,9 +464,15 @@ def measure(job: Job, path: Path) -> tuple[list[MetricResult], str | None]:
     return [], problem
 
 
-def run_path(folder: Path) -> Path:
-    """The newest run that `finetune` left in `folder`."""
-    return max(p for p in folder.iterdir() if p.is_dir() and p.name.split("-")[0].isdecimal())
+def run_path(folder: Path) -> Path | None:
+    """The newest run that `finetune` left in `folder`; None where it failed before its first step."""
+    return max((p for p in folder.iterdir() if p.is_dir() and p.name.split("-")[0].isdecimal()), default=None)
+
+
+def share(num_jobs: int, only: tuple[int, int] | None) -> range:
+    """Which jobs a process does: all, or the i-th of n neighbouring parts, so that few pairs are torn apart."""
+    i, n = only or (1, 1)
+    return range((i - 1) * num_jobs // n, i * num_jobs // n)
 
 
 def _with_arm(config: FinetuneConfig, arm: Arm, seed: int) -> FinetuneConfig:

@@ -1,5 +1,6 @@
 """The command `compare`, end to end on networks of 8x8 pixels: fairness, resuming, sharing, failures, its files."""
 
+import dataclasses
 import gc
 import hashlib
 import json
@@ -12,6 +13,7 @@ import torch
 from test_finetune import SCRATCH, quiet, run_cli, tiny, weights
 
 from stylegan_rooted import arms, compare, finetune
+from training import run_dir
 from training.config import AugmentConfig, MetricConfig
 from training.loss import GanLoss
 from training.training_loop import TrainingDiverged
@@ -227,6 +229,60 @@ def test_shares_are_merged(pictures, tmp_path) -> None:
     said.clear()
     assert compare.run(asked, say=said.append).results is not None
     assert said[0] == "2 of 2 runs are done already"
+
+
+def test_shares_are_whole_and_keep_seeds_together() -> None:
+    for num, n in ((9, 3), (9, 2), (4, 7), (0, 2)):
+        parts = [compare.share(num, (i, n)) for i in range(1, n + 1)]
+        assert [i for part in parts for i in part] == list(range(num)) == list(compare.share(num, None))
+    assert list(compare.share(9, (2, 3))) == [3, 4, 5]  # with three arms: the second seed, all arms
+
+
+def test_shares_of_tuning_wait_for_each_other(pictures, tmp_path, monkeypatch) -> None:
+    done: list[str] = []
+
+    def pretend(self, job, say, bar):
+        job.folder.mkdir(parents=True)
+        value = {"logistic": {"gamma=1": 3.0, "gamma=2": 2.0}}.get(job.arm.name, {}).get(job.point.name, 1.0)
+        record = {"arm": job.arm.name, "seed": job.seed, "setting": job.point.name, "status": "finished", "kimg": 1.0}
+        record |= {"reason": None, "headline": "fd", "final": {"fd": {"value": value}}, "sec_per_kimg": 1.0}
+        run_dir.write_json(job.folder / compare.RUN_FILE, {"fingerprint": self.fingerprint(job)})
+        run_dir.write_json(job.folder / compare.RESULT_FILE, record)
+        done.append(
+            f"{job.arm.name} {job.point.name} {job.seed} {job.config.loss.gamma:g} {job.config.schedule.kimg:g}"
+        )
+        return record
+
+    monkeypatch.setattr(compare.Planned, "_do", pretend)
+    asked = request(pictures, tmp_path, seeds="0", grid=arms.parse_grid("gamma=1,2"))
+    asked = dataclasses.replace(asked, tune_kimg=0.004)
+    said: list[str] = []
+    compare.run(asked, say=said.append, only=(2, 2))
+    assert done == ["logistic gamma=2 1000000 2 0.004", "rooted:k=2 gamma=2 1000000 2 0.004"]
+    assert said[-1].startswith("Settings are not all tried yet")
+    assert "8 to do" not in compare.outline(asked) and "4 to do" in compare.outline(asked)
+    compare.run(asked, say=said.append, only=(1, 2))
+    assert "Chosen for logistic: gamma=2" in said and "Chosen for rooted:k=2: gamma=1" in said
+    assert done[-1] == "logistic gamma=2 0 2 0.008" and len(done) == 5
+    assert "2 runs, after 2 arms x 2 settings = 4 runs that choose; 1 to do" in compare.outline(asked)
+
+
+def test_a_run_that_never_began_is_a_failure(pictures, tmp_path, monkeypatch) -> None:
+    def fail(config, **options):
+        raise RuntimeError("no kernel for this")
+
+    monkeypatch.setattr(finetune, "execute", fail)
+    results = compare.run(request(pictures, tmp_path, seeds="0"), say=quiet).results
+    assert [run["reason"] for run in results["runs"]] == ["RuntimeError: no kernel for this"] * 2
+    assert results["verdicts"][0]["outcome"] == "no pair"
+
+    def break_down(config, **options):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(finetune, "execute", break_down)
+    with pytest.raises(torch.OutOfMemoryError):  # the machine's fault says nothing of the arm
+        compare.run(request(pictures, tmp_path / "b", seeds="0"), say=quiet)
+    assert not list(tmp_path.glob("b/runs/*/result.json"))
 
 
 def test_failures_are_results(pictures, tmp_path, monkeypatch) -> None:
