@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import test_finetune
 import torch
-from test_finetune import SCRATCH, quiet, run_cli, tiny, weights
+from runs import quiet
+from test_finetune import SCRATCH, run_cli, tiny, weights
 
 from stylegan_rooted import arms, compare, finetune
 from training import run_dir
@@ -18,7 +18,6 @@ from training.config import AugmentConfig, MetricConfig
 from training.loss import GanLoss
 from training.training_loop import TrainingDiverged
 
-pictures = test_finetune.pictures
 METRIC = MetricConfig(metrics=("fid", "kid"), num=8)
 
 
