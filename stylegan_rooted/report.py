@@ -209,9 +209,9 @@ def _look_at(path: str | Path, device: torch.device, say: Say, role: str = "subj
 def _chosen_snapshot(run: RunRecord) -> str | None:
     """The best snapshot by the headline figure where it is still there, else the newest; None where none is."""
     _, rows = run.headline()
-    for row in sorted(rows, key=lambda row: row.value):
-        if report_run.SNAPSHOT.fullmatch(row.snapshot) and (run.path / row.snapshot).is_file():
-            return row.snapshot
+    there = run.still_there(rows)
+    if there:
+        return min(there, key=lambda row: row.value).snapshot
     snapshots = run.snapshots
     return snapshots[max(snapshots)].name if snapshots else None
 
@@ -317,6 +317,7 @@ def _facts(look: _Look, data: ImageDataset | None, album: Album, wanted: Wanted,
         "snapshot": look.snapshot,
         "network": report_facts.network(look.loaded) if look.loaded is not None else None,
         "origin": report_facts.origin_of(look.opened, run),
+        "trained_on_data": _trained_on(run, data) if run is not None and data is not None else None,
         "figures": report_facts.figures(look.results, run, look.snapshot, look.fingerprint),
         "run": report_facts.run_facts(run, wanted.flags) if run is not None else None,
         "stages": stages,
@@ -333,6 +334,27 @@ def _resolution(look: _Look, data: ImageDataset | None) -> int | None:
         if isinstance(record, dict) and isinstance(record.get("resolution"), int) and record["resolution"] > 0:
             return record["resolution"]
     return data.resolution if data is not None else None
+
+
+def _trained_on(run: RunRecord, data: ImageDataset) -> bool | None:
+    """Whether a run saw this very data, by fingerprint; None where it recorded none."""
+    recorded = run.environment.get("data")
+    if run.config is None or not isinstance(recorded, dict) or not recorded.get("fingerprint"):
+        return None
+    if recorded.get("num_images") not in (None, data.num_source_images):
+        return False
+    choice = run.config.data
+    seen = ImageDataset(
+        data.path,
+        use_labels=choice.cond,
+        max_size=choice.subset,
+        xflip=choice.mirror,
+        random_seed=run.config.runtime.seed,
+        cache=False,
+    )
+    alike = np.array_equal(seen.raw_indices, data.raw_indices) and np.array_equal(seen.flips, data.flips)
+    fingerprint = data.fingerprint() if alike and seen.has_labels == data.has_labels else seen.fingerprint()
+    return fingerprint == recorded["fingerprint"]
 
 
 def _generated(
@@ -482,7 +504,7 @@ def _report(
 def _title(subjects: Sequence[dict[str, Any]], sheet: dict[str, Any] | None) -> str:
     names = [s["name"] for s in subjects if s["role"] == "subject"]
     against = f" against {sheet['name']}" if sheet is not None and subjects[0]["kind"] == "network" else ""
-    return f"{names[0]}{against}" if len(names) == 1 else f"{len(names)} compared: {', '.join(names)}"
+    return f"{names[0]}{against}" if len(names) == 1 else f"{len(names)} compared"
 
 
 def _environment(device: torch.device | None) -> dict[str, Any]:

@@ -35,12 +35,10 @@ def answer(run: RunRecord) -> Answer:
     """Both answers for a run; the first word of each is the answer."""
     verdict = run.verdict()
     name, rows = run.headline()
-    best = min(rows, key=lambda row: row.value) if rows else None
-    take = best.snapshot or None if best is not None else None
+    there = run.still_there(rows)
+    take = min(there, key=lambda row: row.value).snapshot if there else None
     mood, working = _working(verdict, label_of(name), rows)
     stop = _stop(run, verdict, label_of(name), rows)
-    if take is not None and not (run.path / take).exists():
-        stop += f" ({take} itself is no longer there.)"
     return Answer(verdict.state, mood, working, stop, take)
 
 
@@ -73,10 +71,22 @@ def _working(verdict: watchdog.Verdict, label: str, rows: Sequence[MetricRow]) -
     return UNCLEAR, f"Not visibly: {path}, which its error allows for; {nothing_wrong}."
 
 
+def _where(run: RunRecord, rows: Sequence[MetricRow], label: str) -> str:
+    """The best snapshot by name; where its file is gone or has another network in it now, the best that is there."""
+    best, there = min(rows, key=lambda row: row.value), run.still_there(rows)
+    if best in there:
+        return f"{best.snapshot} ({number(best.kimg)} kimg)"
+    gone = f"the snapshot of {number(best.kimg)} kimg, which is no longer there"
+    if not there:
+        return gone
+    kept = min(there, key=lambda row: row.value)
+    return f"{gone}, or else {kept.snapshot} ({number(kept.kimg)} kimg, {label} {with_error(kept)})"
+
+
 def _stop(run: RunRecord, verdict: watchdog.Verdict, label: str, rows: Sequence[MetricRow]) -> str:
     over = run.status() in ("finished", "stopped", "failed", "interrupted")
     best = min(rows, key=lambda row: row.value) if rows else None
-    at = f"{best.snapshot or 'the snapshot'} ({number(best.kimg)} kimg)" if best is not None else ""
+    at = _where(run, rows, label) if rows else ""
     if verdict.state in (watchdog.DIVERGING, watchdog.COLLAPSING):
         return f"Now: {verdict.advice}." + (f" The best so far by {label}: {at}." if best is not None else "")
     if best is None:

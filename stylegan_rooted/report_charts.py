@@ -9,7 +9,7 @@ LEFT, RIGHT, TOP, BOTTOM = 50, 12, 10, 34
 NUM_STYLES = 6  # colours, each with a dash pattern of its own
 MAX_COLUMNS = 300  # more points than twice this are thinned to the extremes of so many columns
 MAX_DOTS = 60
-LOG_SPAN = 100  # a largest value this many times the median asks for a logarithmic axis
+LOG_SPAN = 40  # a largest value this many times the median asks for a logarithmic axis
 
 Point = tuple[float, float | None]
 

@@ -96,7 +96,7 @@ def run_facts(run: RunRecord, flags: dict[str, str]) -> dict[str, Any]:
     """State, answers, options, curves and provenance of a run."""
     verdict = run.verdict()
     name, rows = run.headline()
-    best = min(rows, key=lambda row: row.value) if rows else None
+    best = min(run.still_there(rows) or rows, key=lambda row: row.value) if rows else None
     return {
         "path": str(run.path),
         "status": run.status(),
@@ -180,8 +180,7 @@ def warnings(subjects: Sequence[dict[str, Any]], sheet: dict[str, Any] | None) -
         for row in subject["figures"]:
             if row["warning"]:
                 lines.append(f"{of}{row['label']}: {row['warning']}.")
-        trained_on = (subject["origin"]["data"] or {}).get("fingerprint")
-        if sheet is not None and subject["kind"] == "run" and trained_on not in (None, sheet["fingerprint"]):
+        if sheet is not None and subject["trained_on_data"] is False:
             lines.append(f"{of}{sheet['path']} is not what this run was trained on: the fingerprints differ.")
     return list(dict.fromkeys(lines))
 

@@ -12,6 +12,7 @@ import re
 import socket
 import stat
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -94,6 +95,11 @@ class RunRecord:
             if rows:
                 return name, rows
         return "", []
+
+    def still_there(self, rows: Sequence[MetricRow]) -> list[MetricRow]:
+        """Those whose pickle lies in the folder; not where a later snapshot of the same whole kimg has its name now."""
+        last = {row.snapshot: row for row in rows if SNAPSHOT.fullmatch(row.snapshot)}
+        return [row for name, row in last.items() if (self.path / name).is_file()]
 
     def figures_of(self, snapshot: str) -> dict[str, MetricRow]:
         """The newest recorded figures of one snapshot, by name."""

@@ -120,6 +120,7 @@ def test_json_is_the_facts_and_names_where_they_come_from(full: tuple[dict[str, 
     assert before["role"] == "before" and before["run"] is None
     assert result["data"]["num_images"] == 12 and re.fullmatch("[0-9a-f]{64}", result["data"]["fingerprint"])
     assert {"duplicate", "near-duplicate"} & {f["code"] for f in result["data"]["check"]["findings"]} == set()
+    assert run["trained_on_data"] is False and any("fingerprints differ" in line for line in result["warnings"])
     assert run["run"]["reproduce"]["command"] == "stylegan-rooted finetune --data 'a b.zip'"
     options = {o["name"]: (o["value"], o["default"], o["automatic"]) for o in run["run"]["options"]}
     assert options["resume"] == ("base.pkl", "none", False) and options["loss.gamma"] == ("1", "auto", True)
@@ -288,13 +289,20 @@ def test_losses_have_their_floors(tmp_path: Path) -> None:
 def test_best_snapshot_is_shown_where_it_is_still_there(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", values=(9.0, 4.0, 5.0))
     facts = report.compose([run], Wanted(measure="none", device="cpu")).facts["subjects"][0]
-    assert facts["snapshot"] == "network-snapshot-000004.pkl" and facts["run"]["best"]["kimg"] == 2
-    assert "no longer there" in facts["run"]["answer"]["stop"]
+    assert facts["snapshot"] == facts["run"]["best"]["snapshot"] == "network-snapshot-000004.pkl"
+    gone = "Take the snapshot of 2 kimg, which is no longer there, or else network-snapshot-000004.pkl (4 kimg, FD 5"
+    assert gone in facts["run"]["answer"]["stop"]
     save_network(run / "network-snapshot-000002.pkl", 5)
     facts = report.compose([run], Wanted(measure="none", device="cpu")).facts["subjects"][0]
-    assert facts["snapshot"] == "network-snapshot-000002.pkl" and "no longer" not in facts["run"]["answer"]["stop"]
+    assert facts["snapshot"] == facts["run"]["answer"]["take"] == "network-snapshot-000002.pkl"
+    assert "Take network-snapshot-000002.pkl (2 kimg)" in facts["run"]["answer"]["stop"]
     (row,) = facts["figures"]
     assert (row["value"], row["source"]) == (4.0, "recorded by the run")
+    # A later snapshot within the same kimg has taken the best one's file name: its figure is the file's.
+    rows = [metric_row("fd", kimg, value) for kimg, value in ((0.0, 9.0), (2.0, 4.0), (2.5, 8.0), (4.0, 5.0))]
+    write_lines(run / "metric-fd.jsonl", rows)
+    facts = report.compose([run], Wanted(measure="none", device="cpu")).facts["subjects"][0]
+    assert facts["snapshot"] == "network-snapshot-000004.pkl" and gone in facts["run"]["answer"]["stop"]
 
 
 # --- several, bare, unfinished, damaged
@@ -315,7 +323,12 @@ def test_several_are_set_side_by_side(place: Path, tmp_path: Path) -> None:
     (fd,) = [c for c in compare["charts"] if c["title"] == "FD"]
     assert [(s["name"], s["style"]) for s in fd["series"]] == [("00000-data", 1), ("00001-other", 2)]
     words = page_of(tmp_path / "o").words
-    assert "3 compared" in words and "Images side by side" in words and "--gamma15" in words
+    assert (
+        "3 compared" in words
+        and result["title"] == "3 compared"
+        and "Images side by side" in words
+        and "--gamma15" in words
+    )
     alike = report.compose([place / "after.pkl", place / "before.pkl"], wanted(place, measure="all", sheet=False)).facts
     assert alike["compare"]["problems"] == [] and alike["data"]["check"] is None
     same = report.compose([place / "after.pkl", place / "after.pkl"], Wanted(measure="none", device="cpu")).facts
@@ -476,6 +489,10 @@ def test_data_of_the_run_that_is_gone_or_changed_is_said(place: Path, tmp_path: 
     environment["data"]["fingerprint"] = facts["data"]["fingerprint"]
     (run / "environment.json").write_text(json.dumps(environment))
     assert not report.compose([run], wanted(place, measure="none", sheet=False)).facts["warnings"]
+    # as this run saw it, whatever the first one did with the same images
+    mirrored = make_run(tmp_path / "mirrored", data=place / "data", data__mirror=True)
+    both = report.compose([mirrored, run], wanted(place, measure="none", sheet=False)).facts
+    assert [s["trained_on_data"] for s in both["subjects"]] == [False, True]
 
 
 def test_a_missing_detector_leaves_a_report(place: Path, tmp_path: Path) -> None:
