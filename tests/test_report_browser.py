@@ -6,6 +6,7 @@ One browser for all tests; skipped where Chromium, its driver or selenium are mi
 import base64
 import json
 import shutil
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,16 @@ import pytest
 import report_runs
 from report_runs import NAUGHTY, make_run
 
-from stylegan_rooted import report
+from stylegan_rooted import report, watch
 from stylegan_rooted.report import Wanted
+from torch_utils import images
 from training.config import MetricConfig
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed (extra `dev`)")
+from selenium.webdriver.chrome.service import Service  # noqa: E402
+from selenium.webdriver.common.keys import Keys  # noqa: E402
+from selenium.webdriver.support.ui import WebDriverWait  # noqa: E402
+
 SWITCHES = (
     *("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars"),
     *("--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"),
@@ -40,8 +46,6 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     for switch in (*SWITCHES, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
         options.add_argument(switch)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    from selenium.webdriver.chrome.service import Service
-
     started = webdriver.Chrome(options=options, service=Service(driver))
     try:
         started.set_page_load_timeout(30)
@@ -120,8 +124,6 @@ def test_no_errors_nothing_fetched_and_hostile_words_are_text(browser: Any, page
 
 
 def test_slider_is_worked_by_keyboard(browser: Any, pages: dict[str, Path]) -> None:
-    from selenium.webdriver.common.keys import Keys
-
     open_page(browser, pages["one"])
     slider = browser.find_element("css selector", "[data-stages] input")
 
@@ -155,6 +157,33 @@ def test_without_scripts_the_last_grid_is_shown(browser: Any, pages: dict[str, P
         assert not slider.is_displayed() and [f.is_displayed() for f in frames] == [False, False, True]
     finally:
         browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
+
+
+def test_the_live_page_follows_the_run_and_keeps_what_the_reader_chose(browser: Any, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "00000-live", history=("started",))
+    server = watch.serve(watch.Watched(run, refresh_sec=0), 0)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    try:
+        browser.get_log("browser")
+        browser.get(server.url)
+        slider = browser.find_element("css selector", "[data-stages] input")
+        slider.send_keys(Keys.ARROW_LEFT)
+        browser.find_element("css selector", "#s0-1-table summary").click()
+        report_runs.write_lines(run / "metric-fd.jsonl", [report_runs.metric_row("fd", 4.0, 1.234)])
+        images.save_grid(run / "fakes000006.png", report_runs.tiles(40, 9), (8, 5))
+        WebDriverWait(browser, 15, 0.05).until(lambda b: "1.234" in b.find_element("tag name", "body").text)
+        shown = browser.execute_script("return document.querySelector('[data-stages] output').textContent")
+        assert shown == "after 2 kimg"
+        assert browser.execute_script("return document.querySelector('#s0-1-table').open")
+        assert browser.execute_script("return document.querySelectorAll('[data-stages] img').length") == 4
+        assert browser.get_log("browser") == []
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+    WebDriverWait(browser, 15, 0.05).until(lambda b: "no longer changes" in b.find_element("id", "news").text)
+    browser.get("about:blank")
 
 
 def test_it_prints(browser: Any, pages: dict[str, Path]) -> None:

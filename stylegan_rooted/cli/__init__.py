@@ -19,6 +19,7 @@ COMMANDS = {
     "generate": "Write one PNG per seed.",
     "grid": "Write one PNG with rows and columns of images.",
     "report": "Is it working, when to stop: runs and networks as one page, with figures, curves and images.",
+    "watch": "Serve a run's report on this machine as it trains; its state in one line.",
     "convert": "Write a network file in another format.",
     "metrics": "Measure a network: FID, KID, precision, recall, copies, path length; each with its error.",
     "inspect": "Tell what is in a pickle without executing it.",
