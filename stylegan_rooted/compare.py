@@ -270,8 +270,8 @@ class Planned:
                 finetune.check_options(config)
             except ValueError as error:
                 raise ValueError(f"--losses, {arm.name}: {error}") from None
-        plan = finetune.prepare(configs[0])
-        check_fair([plan.config, *(finetune.prepare(config).config for config in configs[1:])])
+        check_fair([finetune.prepare(config).config for config in configs])
+        plan = finetune.prepare(configs[0].replace(loss__gamma=request.config.loss.gamma))  # shared, not the arm's own
         whole = plan.dataset.full()
         sha256 = plan.checkpoint.sha256 if plan.checkpoint else None
         return cls(request, plan.config, plan.device.type, len(whole), whole.fingerprint(), sha256, flags)

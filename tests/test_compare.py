@@ -341,7 +341,7 @@ def test_differences_outside_the_loss_are_refused(pictures, tmp_path) -> None:
 
 
 def test_settings_resolved_once_are_those_of_every_run(pictures, tmp_path) -> None:
-    asked = request(pictures, tmp_path, "logistic,rooted:gamma=7", seeds="5")
+    asked = request(pictures, tmp_path, "logistic:gamma=5,rooted:gamma=7,rooted:k=3", seeds="5")
     plan = compare.Planned.of(asked, {})
     for job in plan.jobs(None):
         assert plan.fingerprint(job)["settings"] == json.loads(

@@ -65,7 +65,7 @@ option = functools.partial(click.option, cls=GroupedOption, group="Comparison")
     help="i/n: do the i-th of n shares of the runs, to spread them over processes or machines; without it, the same "
     "command does what is left and writes the results.",
 )
-@click.option(
+@option(
     "--retry-failed",
     is_flag=True,
     help="Train runs that failed once more, from their last state, instead of counting them.",
