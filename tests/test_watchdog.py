@@ -12,7 +12,7 @@ import torch
 from processes import run_processes
 
 from stylegan_rooted import finetune
-from training import checkpoint, diversity, run_dir, watchdog
+from training import checkpoint, diversity, run_dir, training_loop, watchdog
 from training.config import AugmentConfig, FinetuneConfig, LossConfig, OptimConfig, ScheduleConfig
 from training.training_loop import TrainingDiverged
 from training.watchdog import Figures, judge
@@ -272,6 +272,25 @@ def test_two_processes_go_back_together(pictures, tmp_path, monkeypatch) -> None
     assert sum(line.startswith("Training diverged at ") for line in said) == 1
     events = [row["event"] for row in run_dir.read_jsonl(path / "history.jsonl")]
     assert events == ["started", "rolled back", "finished"]
+
+
+@pytest.mark.parametrize("state", [watchdog.COLLAPSING, watchdog.OVERFITTING])
+def test_images_alike_and_copies_of_the_data_are_seen_in_a_run(pictures, tmp_path, monkeypatch, state) -> None:
+    strangers = torch.as_tensor(np.random.RandomState(1).randint(0, 256, [4, 3, 8, 8], dtype=np.uint8))
+
+    def render(run, num=None):
+        if run.progress.cur_nimg < 24:
+            return strangers
+        if state == watchdog.COLLAPSING:
+            return strangers[:1].expand(4, -1, -1, -1)
+        return torch.as_tensor(np.stack([run.dataset[i][0] for i in range(4)]))
+
+    monkeypatch.setattr(training_loop, "render_grid", render)
+    said: list[str] = []
+    path = finetune.run(tiny(pictures, tmp_path), say=said.append)
+    assert [row["state"] for row in run_dir.read_jsonl(path / "stats.jsonl")] == [watchdog.HEALTHY] * 3 + [state] * 4
+    (line,) = [line for line in said if line.startswith(f"State: {state}: ")]
+    assert line.endswith(watchdog.ADVICE[state])
 
 
 def test_the_tail_of_the_rooted_loss_and_the_clamp_of_ada_are_seen_in_a_run(pictures, tmp_path) -> None:
