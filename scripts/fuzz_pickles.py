@@ -29,7 +29,9 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from fuzz_mutations import HOSTILE, Mutator, genuine, hostile
+from fuzz_mutations import HOSTILE, ROOT, Mutator, genuine, hostile
+
+sys.path.insert(0, str(ROOT))
 
 MAX_SEC = 10
 MAX_EXTRA_BYTES = 2 << 30
@@ -38,6 +40,7 @@ FORBIDDEN = (
     "exec", "compile", "import", "pickle.find_class", "code.__new__", "function.__new__", "subprocess.", "os.", "pty.",
     "socket.", "ctypes.", "shutil.", "marshal.", "urllib.", "http.", "webbrowser.", "ftplib.", "smtplib.", "mmap.",
 )  # fmt: skip
+READERS = ("network_file", "recognise", "network_pickle", "legacy_tf", "rosinality", "state_dict", "weights_file")
 HARMLESS = ("os.listdir", "os.scandir", "os.fwalk", "os.walk")
 
 
@@ -199,7 +202,7 @@ def run_atheris(num_runs: int, seed: int, keep: Path | None) -> None:
     """Coverage-guided: the fuzzer sees the branches of our reader and mutates towards new ones. Ends the process."""
     import atheris
 
-    read_by = ["torch_utils.pickle_reader", "training.network_pickle", "training.network_file"]
+    read_by = ["torch_utils.pickle_reader", *(f"training.{name}" for name in READERS)]
     with atheris.instrument_imports(include=read_by):
         from stylegan_rooted import inspect  # noqa: F401
         from training import network_file, network_pickle
