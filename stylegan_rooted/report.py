@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from dnnlib.util import is_url
 from metrics.evaluate import MetricResult
 from metrics.features import MetricUnavailable
 from stylegan_rooted import (
@@ -189,6 +190,7 @@ def _look_at(path: str | Path, device: torch.device, say: Say, role: str = "subj
             return look
         file: str | Path = look.run.path / look.snapshot
     else:
+        _refuse_folder_of_runs(path)
         folder = report_run.find_run(path)
         if folder is not None and role == "subject":
             look.run, look.snapshot = report_run.read_run(folder), Path(path).name
@@ -204,6 +206,14 @@ def _look_at(path: str | Path, device: torch.device, say: Say, role: str = "subj
     for note in look.opened.notes:
         say(f"Note: {file}: {note}")
     return look
+
+
+def _refuse_folder_of_runs(path: str | Path) -> None:
+    """Where run folders lie inside, name one."""
+    if not is_url(str(path)) and Path(path).is_dir():
+        runs = sorted(p for p in Path(path).iterdir() if p.is_dir() and report_run.is_run(p))
+        if runs:
+            raise ValueError(f"{path} is a folder of {len(runs)} run folders; name one of them, e.g. {runs[-1]}")
 
 
 def _chosen_snapshot(run: RunRecord) -> str | None:

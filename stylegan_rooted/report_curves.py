@@ -59,7 +59,7 @@ class Plot:
 
 
 def plots(run: RunRecord) -> list[Plot]:
-    """Every chart of a run that has something to show, the figures first."""
+    """All charts that have something to show: first those in which the watchdog sees something, then the figures."""
     signs = run.signs()
     wanted = [
         *(_figure(run, name, signs) for name in _in_order(run)),
@@ -73,7 +73,8 @@ def plots(run: RunRecord) -> list[Plot]:
         _speed(run),
         _memory(run),
     ]
-    return [plot for plot in wanted if plot is not None and any(_finite(s.points) for s in plot.series)]
+    shown = [plot for plot in wanted if plot is not None and any(_finite(s.points) for s in plot.series)]
+    return sorted(shown, key=lambda plot: plot.state == watchdog.HEALTHY)
 
 
 def label_of(name: str) -> str:
@@ -195,8 +196,8 @@ def _scores(run: RunRecord, signs: dict[str, str]) -> Plot:
     if not sentence:
         confusion = Figures.of_row(run.stats[-1]).confusion if run.stats else None
         told = (
-            f"D takes about {confusion:.0%} of generated images for more real than a real one; 50 % is chance, below "
-            f"{watchdog.SEPARATED:.0%} it has won."
+            f"D takes about {confusion:.0%} of generated images for more real than a real one: 50 % is chance, at 0 % "
+            "D has won and G learns nothing from it."
             if confusion is not None
             else "What D gives to reals and to generated images."
         )

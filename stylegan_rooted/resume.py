@@ -60,6 +60,7 @@ MAY_CHANGE = {
     "runtime.threads": ROUND_OFF,
     "runtime.tf32": ROUND_OFF,
     "runtime.nobench": ROUND_OFF,
+    "runtime.wandb": "at once",
     "runtime.desc": "without effect: the folder keeps its name",
 }
 PATIENCE = "--patience"  # the reason of a stop in history.jsonl, where it is no signal's name

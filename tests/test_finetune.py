@@ -1,6 +1,7 @@
 """Fine-tuning, end to end, on networks of 8x8 pixels: its files, determinism, refusal, stopping, divergence."""
 
 import json
+import math
 import os
 import signal
 from copy import deepcopy
@@ -14,7 +15,7 @@ from helpers import assert_close
 from PIL import Image
 from runs import NUM_PICTURES, quiet
 
-from stylegan_rooted import cli, evaluation, finetune
+from stylegan_rooted import cli, evaluation, finetune, scalars
 from training import execution, network_pickle, run_dir, training_loop, weights_file
 from training.config import (
     AugmentConfig,
@@ -482,18 +483,21 @@ def test_snapshots_keep_the_precision_of_their_checkpoint(pictures, tmp_path) ->
 def test_curves_for_tensorboard(pictures, tmp_path, monkeypatch) -> None:
     points = []
 
-    class Writer:
+    class Events:
         def add_scalar(self, name, value, global_step, walltime):
             points.append((name, value, global_step, walltime))
 
         def close(self):
             points.append("closed")
 
-    monkeypatch.setattr(finetune, "open_tensorboard", lambda path: Writer())
-    finetune.run(tiny(pictures, tmp_path, metric=MetricConfig(metrics=("kid",), num=4)), say=quiet)
+    monkeypatch.setattr(scalars.TensorBoard, "open", lambda path: scalars.TensorBoard(Events()))
+    path = finetune.run(tiny(pictures, tmp_path, metric=MetricConfig(metrics=("kid",), num=4)), say=quiet)
     assert points.pop() == "closed"
-    names = {name for name, *_ in points}
-    assert {"Loss/D/loss", "Progress/augment", "Metrics/KD"} <= names
+    drawn = [(name, value) for name, value, *_ in points if math.isfinite(value)]
+    rows = run_dir.read_jsonl(path / "stats.jsonl")
+    recorded = [(n, v["mean"]) for row in rows for n, v in row.items() if isinstance(v, dict) and v["mean"] is not None]
+    measured = [("Metrics/KD", row["results"]["kd"]) for row in run_dir.read_jsonl(path / "metric-kd.jsonl")]
+    assert sorted(drawn) == sorted(recorded + measured) and {"Loss/D/loss", "Progress/augment"} <= {n for n, _ in drawn}
     assert all(step == 0 and 0 <= seconds < 1000 for _, _, step, seconds in points)
 
 

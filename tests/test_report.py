@@ -463,6 +463,7 @@ def test_what_cannot_be_mended_here_is_refused_before_anything_is_written(place:
         (place / "00000-data", wanted(place, data=tmp_path / "no"), "no such folder"),
         (tmp_path / "no.pkl", wanted(place), "No such file"),
         (tmp_path / "small", wanted(place), "small"),
+        (place, wanted(place), "name one of them, e.g. .*00000-data"),
     ):
         with pytest.raises((ValueError, OSError), match=words):
             report.write(out, [subject], config)

@@ -26,6 +26,7 @@ DETECTOR_MODES = ("clean", "legacy_tensorflow", "legacy_pytorch")
 MAX_REPEATS = 1000
 KEEP_BEST = ("auto", "fid", "kid", "none")
 D_ARCHITECTURES = ("orig", "skip", "resnet")
+WANDB_MODES = ("none", "offline", "online")
 PRECISIONS = ("auto", "fp32", "fp16", "bf16")
 MIN_RESOLUTION = 8
 MAX_KIMG = 1e9
@@ -322,8 +323,10 @@ class RuntimeConfig:
     nobench: bool = False
     grid: tuple[int, int] | None = None
     desc: str | None = None
+    wandb: str = "none"
 
     def __post_init__(self) -> None:
+        _one_of("--wandb", self.wandb, WANDB_MODES)
         _between("--threads", self.threads, 1, MAX_THREADS)
         _between("--rank-timeout", self.rank_timeout, 1, MAX_RANK_TIMEOUT_SEC)
         _one_of("--precision", self.precision, PRECISIONS)

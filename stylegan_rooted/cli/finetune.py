@@ -29,7 +29,7 @@ from stylegan_rooted.cli.options import (
     say,
     usage_errors,
 )
-from training.config import AUG_MODES, DETECTOR_MODES, KEEP_BEST, ON_DIVERGENCE, PRECISIONS, FinetuneConfig
+from training.config import AUG_MODES, DETECTOR_MODES, KEEP_BEST, ON_DIVERGENCE, PRECISIONS, WANDB_MODES, FinetuneConfig
 
 PL_AUTO = "auto: 2, 0 with --cfg cifar"
 MIXING_AUTO = "auto: 0.9, 0 with --cfg cifar"
@@ -309,6 +309,13 @@ FIELDS = [
         "as many as fit 7680x4320",
     ),
     Field("--desc", "runtime.desc", "Text at the end of the run folder's name.", str, "Machine", "unset"),
+    Field(
+        "--wandb",
+        "runtime.wandb",
+        "Weights & Biases (extra wandb): offline writes below the run folder, online sends what stats.jsonl holds.",
+        click.Choice(WANDB_MODES),
+        "Machine",
+    ),
 ]
 SCRATCH_ONLY = "Network (only with --resume none)"
 
