@@ -232,4 +232,3 @@ def test_compiled_convolutions_differ_by_rounding_alone(size, monkeypatch) -> No
         gradients[ops] = torch.autograd.grad((logits * torch.linspace(0.5, 2, 8)[:, None]).sum(), leaves)
     for index, (a, b) in enumerate(zip(gradients["native"], gradients["torch"])):
         helpers.assert_close(a, b, 5e-6, f"gradient {index}")
-
