@@ -16,6 +16,8 @@ import torch
 from training.run_dir import append_jsonl, plain, read_jsonl
 
 FILE = "cells.jsonl"
+FORMAT = 1
+"""Of results: lines of another format count as missing."""
 
 Cell = dict[str, Any]
 Result = dict[str, Any]
@@ -37,7 +39,7 @@ class Cells:
         self._num_workers = num_workers
         self._results: dict[str, Result] = {}
         for row in read_jsonl(self._path):
-            if isinstance(row, dict) and {"cell", "result"} <= row.keys():
+            if isinstance(row, dict) and row.get("format") == FORMAT:
                 self._results[key(row["cell"])] = row["result"]
 
     def __len__(self) -> int:
@@ -61,7 +63,7 @@ class Cells:
         _end_torn_line(self._path)
         for cell, result in self._computed(self.missing(cells)):
             result = plain(result)
-            append_jsonl(self._path, {"cell": cell, "result": result})
+            append_jsonl(self._path, {"format": FORMAT, "cell": cell, "result": result})
             self._results[key(cell)] = result
             done()
 

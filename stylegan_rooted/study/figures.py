@@ -121,9 +121,7 @@ def look(objective: str) -> dict[str, Any]:
 
 
 def _draw_curve(axes: Any, curve: Curve, y_log: bool) -> Any:
-    points = [
-        (x, y) for x, y in zip(curve.x, curve.y) if y is not None and math.isfinite(y) and (y > 0 or not y_log)
-    ]
+    points = [(x, y) for x, y in zip(curve.x, curve.y) if y is not None and math.isfinite(y) and (y > 0 or not y_log)]
     (line,) = axes.plot([x for x, _ in points], [y for _, y in points], **look(curve.objective))
     return line
 

@@ -25,6 +25,8 @@ from torch_utils import seeding
 
 METHODS = ("gradient descent", "accelerated", "stochastic")
 BATCH = 16
+EQUAL_RATE = 1.0
+"""A rate at which all objectives are compared beside the ones that each prefers; part of every grid."""
 START_STD = 0.01
 NUM_STARTS = 5
 STARTS_STD = 3.0
@@ -41,26 +43,28 @@ class Size:
         rates: Learning rates, in units of 1 / (largest eigenvalue of the mean of z z').
         data: Names of data sets.
         num_points: Points on the curves, spread geometrically.
+        objectives: Names, cross-entropy among them.
     """
 
     passes: int
     rates: tuple[float, ...]
     data: tuple[str, ...] = tuple(data.BINARY)
     num_points: int = 20
+    objectives: tuple[str, ...] = NAMES
 
 
 DEFAULT = Size(passes=150, rates=tuple(2.0**i for i in range(-1, 11)), data=tuple(data.BINARY)[:-1])
 FULL = Size(passes=3000, rates=tuple(2.0 ** (i / 2) for i in range(-4, 25)))
 
 
-def cells(size: Size, seeds: list[int], names: tuple[str, ...] = NAMES) -> list[Cell]:
+def cells(size: Size, seeds: list[int]) -> list[Cell]:
     """All cells of the study."""
-    shape = {k: v for k, v in asdict(size).items() if k != "data"}
+    shape = {k: v for k, v in asdict(size).items() if k not in ("data", "objectives")}
     return [
         {"study": "linear", "data": d, "method": method, "objective": name, "seeds": seeds, **shape}
         for d in size.data
         for method in METHODS
-        for name in names
+        for name in size.objectives
     ]
 
 
@@ -71,7 +75,8 @@ def compute(cell: Cell) -> Result:
         `separable`, `margin` [S]; `steps` [T]; `loss` [R], the mean over seeds of the final training loss less its
         infimum, relative to that at w = 0 (None where it is no number); on separable data `angle` [R], the mean final
         angle to the hard-margin direction in degrees, on others `minimisers` [S], see `minimisers`; and `choices`, what
-        the rate with the smallest `loss` ("loss") and that with the smallest `angle` ("angle") did.
+        the rate with the smallest `loss` ("loss"), that with the smallest `angle` ("angle") and `EQUAL_RATE` ("equal")
+        did.
     """
     objective = of_margin(cell["objective"])
     sets = [data.binary(cell["data"], seed) for seed in cell["seeds"]]
@@ -88,21 +93,22 @@ def compute(cell: Cell) -> Result:
         curves["angle"] = angle_degrees(ws, directions[:, None])
         curves["angle"][~curves["gap"].isfinite()] = math.nan
     errors = (ws[-1] @ z.mT <= 0).double().mean(dim=-1)  # [S, R]
-    choices = {}
-    for criterion, curve in curves.items():
-        final = curve[-1].mean(dim=0)  # [R]
-        best = int(torch.where(final.isfinite(), final, math.inf).argmin())
-        choices["loss" if criterion == "gap" else criterion] = {
-            "rate": cell["rates"][best],
-            "error": errors[:, best].tolist(),
-            **{name: values[:, :, best].T.tolist() for name, values in curves.items()},
+    finals = {{"gap": "loss"}.get(name, name): values[-1].mean(dim=0) for name, values in curves.items()}  # [R] each
+    chosen = {name: int(torch.where(f.isfinite(), f, math.inf).argmin()) for name, f in finals.items()}
+    choices = {
+        criterion: {
+            "rate": cell["rates"][i],
+            "error": errors[:, i].tolist(),
+            **{name: values[:, :, i].T.tolist() for name, values in curves.items()},
         }
+        for criterion, i in (chosen | {"equal": cell["rates"].index(EQUAL_RATE)}).items()
+    }
     return {
         "separable": separable,
         "margin": [s.margin for s in sets],
         "minimisers": found,
         "steps": steps,
-        **{{"gap": "loss"}.get(name, name): values[-1].mean(dim=0).tolist() for name, values in curves.items()},
+        **{name: final.tolist() for name, final in finals.items()},
         "choices": choices,
     }
 

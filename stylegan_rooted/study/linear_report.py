@@ -9,7 +9,7 @@ from stylegan_rooted.study.cells import Cell, Cells, Result
 from stylegan_rooted.study.comparison import Entry
 from stylegan_rooted.study.linear import METHODS, NUM_STARTS, SAME_MINIMISER, Size, cells
 from stylegan_rooted.study.measures import first_reaching
-from stylegan_rooted.study.objectives import BASELINE, NAMES
+from stylegan_rooted.study.objectives import BASELINE
 from stylegan_rooted.study.page import Figure, Page, Section, Table
 
 SMALL_GAP = 1e-2
@@ -25,6 +25,7 @@ SETTINGS = (
 CRITERIA = {
     "loss": "learning rate with the smallest final training loss",
     "angle": "learning rate with the smallest final angle",
+    "equal": "learning rate 1 for all",
 }
 
 
@@ -40,7 +41,7 @@ class LinearReport:
     def __init__(self, size: Size, seeds: list[int], store: Cells) -> None:
         self.size = size
         self.seeds = seeds
-        self.objectives = NAMES
+        self.objectives = size.objectives
         self.results: dict[tuple[str, str, str], Result] = {
             _place(cell): store.result(cell) for cell in cells(size, seeds)
         }
@@ -65,8 +66,10 @@ class LinearReport:
                 found["angle", method, criterion] = {
                     d: self._column(d, method, criterion, "angle") for d in self.separable
                 }
-            if self.overlapping:
-                found["gap", method, "loss"] = {d: self._column(d, method, "loss", "gap") for d in self.overlapping}
+            for criterion in ("loss", "equal") if self.overlapping else ():
+                found["gap", method, criterion] = {
+                    d: self._column(d, method, criterion, "gap") for d in self.overlapping
+                }
             found["passes", method, "loss"] = {d: self._column(d, method, "loss", "passes") for d in self.size.data}
         return found
 
@@ -80,9 +83,9 @@ class LinearReport:
                 if ("angle", method, criterion) in columns:
                     title = f"Final angle to the hard-margin direction in degrees, {method}; {meaning}"
                     blocks.append(entries_table(title, columns["angle", method, criterion], "{:.2f}".format))
-            if ("gap", method, "loss") in columns:
-                title = f"Final relative optimality gap, {method}; {CRITERIA['loss']}"
-                blocks.append(entries_table(title, columns["gap", method, "loss"], "{:.1e}".format))
+                if ("gap", method, criterion) in columns:
+                    title = f"Final relative optimality gap, {method}; {meaning}"
+                    blocks.append(entries_table(title, columns["gap", method, criterion], "{:.1e}".format))
             title = f"Passes until the relative training loss falls to {SMALL_GAP:g}, {method}; {CRITERIA['loss']}"
             blocks.append(entries_table(title, columns["passes", method, "loss"], "{:.1f}".format))
             blocks.append(self._rates(method))
@@ -164,7 +167,7 @@ class LinearReport:
         rates = ", ".join(f"{r:g}" for r in self.size.rates)
         return Section("Settings", [SETTINGS.format(
             seeds=", ".join(map(str, self.seeds)), passes=self.size.passes, rates=rates
-        ), marks_text(len(NAMES) - 1)])  # fmt: skip
+        ), marks_text(len(self.objectives) - 1)])  # fmt: skip
 
     def _rates(self, method: str) -> Table:
         rows = []
@@ -172,7 +175,8 @@ class LinearReport:
             row = [name]
             for d in self.size.data:
                 of_criteria = self.results[d, method, name]["choices"]
-                row.append(" / ".join(f"{choice['rate']:g}" for choice in of_criteria.values()))
+                chosen = [of_criteria[c]["rate"] for c in ("loss", "angle") if c in of_criteria]
+                row.append(" / ".join(f"{rate:g}" for rate in chosen))
             rows.append(row)
         return Table(
             f"Chosen learning rates, {method}", ["objective", *self.size.data], rows,

@@ -9,8 +9,9 @@ from typing import Any, Protocol
 
 from stylegan_rooted import __version__
 from stylegan_rooted.finetune import check_outdir
-from stylegan_rooted.study import linear
+from stylegan_rooted.study import classifiers, linear
 from stylegan_rooted.study.cells import Cell, Cells, Result
+from stylegan_rooted.study.classifier_report import ClassifierReport
 from stylegan_rooted.study.linear_report import LinearReport
 from stylegan_rooted.study.page import Page, html, markdown
 from training import run_dir
@@ -68,6 +69,29 @@ class LinearStudy:
     def report(self, store: Cells) -> LinearReport:
         """The report, when all is done."""
         return LinearReport(self.size, self.seeds, store)
+
+
+class ClassifierStudy:
+    """A study of networks: the searches, then the runs at the rates that they chose."""
+
+    def __init__(self, title: str, size: classifiers.Size, seeds: list[int]) -> None:
+        self.title = title
+        self.size = size
+        self.seeds = seeds
+
+    def num_cells(self) -> int:
+        """Of all stages together."""
+        num_final = len(self.size.settings) * len(self.size.objectives) * len(classifiers.NOISES) * len(self.seeds)
+        return len(classifiers.all_search_cells(self.size)) + num_final
+
+    def stages(self, store: Cells) -> Iterator[list[Cell]]:
+        """The searches, then the final runs."""
+        yield classifiers.all_search_cells(self.size)
+        yield classifiers.all_final_cells(self.size, self.seeds, store)
+
+    def report(self, store: Cells) -> ClassifierReport:
+        """The report, when all is done."""
+        return ClassifierReport(self.title, self.size, self.seeds, store)
 
 
 def build(name: str, seeds: list[int], *, full: bool) -> Study:
@@ -149,7 +173,17 @@ def compute(cell: Cell) -> Result:
     return COMPUTE[cell["study"]](cell)
 
 
-COMPUTE: dict[str, Callable[[Cell], Result]] = {"linear": linear.compute}
+COMPUTE: dict[str, Callable[[Cell], Result]] = {"linear": linear.compute, "classifiers": classifiers.compute}
 STUDIES: dict[str, Callable[[list[int], bool], Study]] = {
     "linear": lambda seeds, full: LinearStudy(linear.FULL if full else linear.DEFAULT, seeds),
+    "mlp": lambda seeds, full: ClassifierStudy(
+        "Fully connected networks and the rooted objective",
+        classifiers.MLP_FULL if full else classifiers.MLP,
+        seeds,
+    ),
+    "vision": lambda seeds, full: ClassifierStudy(
+        "Image classifiers and the rooted objective",
+        classifiers.VISION_FULL if full else classifiers.VISION,
+        seeds,
+    ),
 }
