@@ -18,12 +18,11 @@ from stylegan_rooted.study.objectives import NAMES
 pytest.importorskip("sklearn", reason="the extra `study` is not installed")
 pytest.importorskip("matplotlib", reason="the extra `study` is not installed")
 
-TINY = classifiers.Size((("digits", "mlp"),), steps=10, batch=16, rates=(1e-3, 1e-2), num_search_seeds=1)
+TINY = classifiers.Size((("digits", "mlp"),), steps=10, batch=16, rates=(1e-3, 1e-2))
 
 
 def cell(**changes):
-    (made,) = classifiers.search_cells(TINY, ("digits", "mlp"), "inverse:2", 1e-2)
-    return {**made, **changes}
+    return {**classifiers.run_cell(TINY, ("digits", "mlp"), "inverse:2", 1e-2, 0), **changes}
 
 
 # --- measures
@@ -161,25 +160,24 @@ def test_a_diverged_run_is_a_result():
 
 @pytest.mark.parametrize("size", [classifiers.MLP, classifiers.VISION, classifiers.MLP_FULL, classifiers.VISION_FULL])
 def test_every_objective_gets_the_same_search(size):
-    cells = classifiers.all_search_cells(size)
+    cells = classifiers.search_cells(size, [0, 1])
     grids = {name: {key(c | {"objective": ""}) for c in cells if c["objective"] == name} for name in NAMES}
     assert all(grid == grids["focal"] for grid in grids.values())
-    assert all(c["judged_on"] == "validation" and c["seed"] >= classifiers.FIRST_SEARCH_SEED for c in cells)
+    assert len(grids["focal"]) == len(size.settings) * len(size.rates) * 2
 
 
-def test_the_best_rate_is_chosen_on_validation_data(tmp_path):
-    accuracies = {1e-3: (0.8, 0.6), 1e-2: (0.8, 0.7), 1e-1: (None, None)}
-    size = replace(TINY, rates=tuple(accuracies))
-    store = Cells(tmp_path, lambda c: dict(zip(("accuracy", "curve"), _repeated(*accuracies[c["rate"]]))))
-    store.compute(classifiers.all_search_cells(size))
-    assert classifiers.chosen_rate(size, ("digits", "mlp"), "focal", store) == 1e-2  # equal at the end, better before
-    finals = classifiers.all_final_cells(size, [3, 4], store)
-    assert {c["rate"] for c in finals} == {1e-2} and {c["judged_on"] for c in finals} == {"test"}
-    assert len(finals) == len(NAMES) * 2 * 2 and {c["noise"] for c in finals} == {0.0, 0.2}
-
-
-def _repeated(accuracy, before):
-    return accuracy, [before, accuracy]
+def test_each_seed_chooses_the_rate_that_is_best_on_its_validation_data(tmp_path):
+    validation = {(0, 1e-3): 0.8, (0, 1e-2): 0.7, (0, 1e-1): None, (1, 1e-3): 0.8, (1, 1e-2): 0.8, (1, 1e-1): 0.1}
+    size = replace(TINY, rates=(1e-3, 1e-2, 1e-1))
+    store = Cells(tmp_path, lambda c: {"validation": validation[c["seed"], c["rate"]]})
+    store.compute(classifiers.search_cells(size, [0, 1]))
+    chosen = [classifiers.chosen_rate(size, ("digits", "mlp"), "focal", seed, store) for seed in (0, 1)]
+    assert chosen == [1e-3, 1e-2]  # the second by the rule for equal ones
+    noisy = classifiers.noisy_cells(size, [0, 1], store)
+    assert len(noisy) == len(NAMES) * 2 and {(c["seed"], c["rate"]) for c in noisy} == {(0, 1e-3), (1, 1e-2)}
+    assert {c["noise"] for c in noisy} == {0.2} and not {key(c) for c in noisy} & {
+        key(c) for c in classifiers.search_cells(size, [0, 1])
+    }
 
 
 # --- end to end
@@ -202,7 +200,7 @@ def test_study_from_end_to_end(name, network, tmp_path, monkeypatch, capsys):
     entries = content["comparisons"]["accuracy"][f"digits, {network}"]
     assert set(entries) == set(few) and entries["cross-entropy"]["outcome"] == "baseline"
     rates = content["comparisons"]["rates"][f"digits, {network}"]
-    assert set(rates) == set(few) and set(rates.values()) <= {1e-3, 1e-2}
+    assert set(rates) == set(few) and {r for row in rates.values() for r in row} <= {1e-3, 1e-2}
     markdown = (out / "study.md").read_text()
     assert "validation accuracy" in markdown and "learning rates lie on the grid's edge" in markdown
     assert (out / "study.html").read_text().count("data:image/png") == 5
@@ -232,7 +230,8 @@ def test_steps_to_a_share_of_the_baselines_accuracy(tmp_path):
     def compute(settings):
         slow = settings["objective"] == "focal"
         curve = [0.6, 0.65, 0.7] if slow else [0.68, 0.8, 0.8]
-        return {"accuracy": curve[-1], "ece": 0.1, "steps": [10, 20, 40], "curve": curve, "seconds": 2.0}
+        ends = {"validation": 0.5, "accuracy": curve[-1], "ece": 0.1}
+        return {**ends, "steps": [10, 20, 40], "curve": curve, "seconds": 2.0}
 
     store = Cells(tmp_path, compute)
     for stage in run.ClassifierStudy("t", TINY, [0, 1]).stages(store):

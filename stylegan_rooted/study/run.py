@@ -72,7 +72,7 @@ class LinearStudy:
 
 
 class ClassifierStudy:
-    """A study of networks: the searches, then the runs at the rates that they chose."""
+    """A study of networks: every learning rate, then wrong labels at the chosen ones."""
 
     def __init__(self, title: str, size: classifiers.Size, seeds: list[int]) -> None:
         self.title = title
@@ -81,13 +81,13 @@ class ClassifierStudy:
 
     def num_cells(self) -> int:
         """Of all stages together."""
-        num_final = len(self.size.settings) * len(self.size.objectives) * len(classifiers.NOISES) * len(self.seeds)
-        return len(classifiers.all_search_cells(self.size)) + num_final
+        num_noisy = len(self.size.settings) * len(self.size.objectives) * len(self.seeds)
+        return len(classifiers.search_cells(self.size, self.seeds)) + num_noisy
 
     def stages(self, store: Cells) -> Iterator[list[Cell]]:
-        """The searches, then the final runs."""
-        yield classifiers.all_search_cells(self.size)
-        yield classifiers.all_final_cells(self.size, self.seeds, store)
+        """Every rate, then wrong labels at the chosen ones."""
+        yield classifiers.search_cells(self.size, self.seeds)
+        yield classifiers.noisy_cells(self.size, self.seeds, store)
 
     def report(self, store: Cells) -> ClassifierReport:
         """The report, when all is done."""
