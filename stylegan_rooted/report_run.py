@@ -113,7 +113,7 @@ class RunRecord:
             return event
         if not event:
             return "unknown"
-        if last.get("host") == socket.gethostname():
+        if last.get("host") == socket.gethostname() and os.name == "posix":
             return "running" if _alive(last.get("pid")) else "interrupted"
         newest = max((t for row in [*self.stats[-1:], last] if isinstance(t := row.get("timestamp"), float)), default=0)
         return "running" if time.time() - newest < STILL_SEC else "interrupted"
@@ -318,6 +318,7 @@ def _add_metric(metrics: dict[str, list[MetricRow]], row: Any) -> None:
 
 
 def _alive(pid: Any) -> bool:
+    """Whether a process of that number is there; POSIX only, as elsewhere signal 0 is a real one."""
     if not isinstance(pid, int) or pid <= 0:
         return False
     try:

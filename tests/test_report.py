@@ -45,6 +45,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STYLEGAN_ROOTED_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(report, "NUM_SAMPLES", 8)  # the grid's 24 will do
+    monkeypatch.setattr(report, "NUM_SWEEP_SEEDS", 2)
 
 
 def settings(place: Path, **changes: Any) -> MetricConfig:
