@@ -336,7 +336,8 @@ class Planned:
         """
         known = _read(job.folder / RUN_FILE)
         if known is None:
-            if job.folder.is_dir() and any(job.folder.iterdir()):
+            # hidden files are being written: another share's run.json at this moment
+            if job.folder.is_dir() and any(not path.name.startswith(".") for path in job.folder.iterdir()):
                 raise ValueError(
                     f"{job.folder} holds something else than a run of this comparison; name another --outdir"
                 )

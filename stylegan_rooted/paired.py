@@ -156,7 +156,7 @@ def verdict(name: str, baseline: str, found: Comparison, *, what: str, lower_is_
     if all(i.excludes(0) for i in (*both, found.corrected)):
         good = (mean < 0) == lower_is_better
         return Verdict(BETTER if good else WORSE, f"{head}: {BETTER if good else WORSE} ({numbers}){ending}")
-    why = f"up to {_signed(low)} or {_signed(high)} is not excluded"
+    why = f"anything from {_signed(low)} to {_signed(high)} is not excluded"
     if all(i.excludes(0) for i in both):
         why = f"a single comparison would show one, but this is one of {found.num_comparisons}"
     elif any(i.excludes(0) for i in both):

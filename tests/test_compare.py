@@ -358,6 +358,8 @@ def strip(settings: dict) -> dict:
 
 def test_something_else_in_a_runs_place_is_left_alone(pictures, tmp_path) -> None:
     (tmp_path / "runs" / "logistic-s0").mkdir(parents=True)
+    (tmp_path / "runs" / "logistic-s0" / ".run.json.tmp").write_text("another share's, half written")
+    assert compare.outline(request(pictures, tmp_path)).count("to do") == 5
     (tmp_path / "runs" / "logistic-s0" / "mine.txt").write_text("x")
     with pytest.raises(ValueError, match="holds something else"):
         compare.run(request(pictures, tmp_path), say=quiet)
