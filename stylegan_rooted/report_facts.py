@@ -18,6 +18,7 @@ from training.measured import BOTH, FRECHET
 from training.network_pickle import NetworkFile
 
 NOT_RECORDED = "not recorded"
+FAR_APART = 10  # a largest value this many times the smallest: a logarithmic axis for curves of several runs
 INTERVAL = 1.96  # standard errors on each side of a 95 % interval
 PLACES = ("data.path", "runtime.outdir")  # options that say where, not how
 ALIKE = ("extractor", "digest", "resize", "num_real", "num_fake", "covariance", "data_fingerprint")
@@ -248,7 +249,10 @@ def _overlaid(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
             {**next(x for x in c["series"] if not x["reference"]), "name": s["name"], "style": style}
             for style, (s, c) in enumerate(found, 1)
         ]
-        charts.append({**found[0][1], "series": series, "sentence": "", "state": "healthy"})
+        values = [y for one in series for _, y in one["points"] if y is not None]
+        far_apart = min(values) > 0 and max(values) > FAR_APART * min(values)
+        merged = {"series": series, "sentence": "", "state": "healthy", "log": far_apart or None}
+        charts.append({**found[0][1], **merged})
     return charts
 
 

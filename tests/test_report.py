@@ -324,6 +324,10 @@ def test_several_are_set_side_by_side(place: Path, tmp_path: Path) -> None:
     assert any("not measured alike" in line for line in compare["problems"])
     (fd,) = [c for c in compare["charts"] if c["title"] == "FD"]
     assert [(s["name"], s["style"]) for s in fd["series"]] == [("00000-data", 1), ("00001-other", 2)]
+    assert fd["log"] is None
+    far = make_run(tmp_path / "00002-far", values=(300.0, 200.0))
+    charts = report.compose([place / "00000-data", far], wanted(place, measure="none", sheet=False)).facts["compare"]
+    assert [c["log"] for c in charts["charts"] if c["title"] in ("FD", "Speed")] == [True, None]
     words = page_of(tmp_path / "o").words
     assert (
         "3 compared" in words
