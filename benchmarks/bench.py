@@ -62,7 +62,9 @@ def step(options: argparse.Namespace, cells: Cells) -> None:
             pieces = subjects.TrainingSubject.names
             # Minutes at 256 pixels; there only the phase whose first run was seen to be slower gets its warm-up.
             warm = ["Gmain"] if size == "l256" else pieces
-            times = measure.interleave(workers, pieces, repeats, warm=warm, in_a_row=True, say=say)
+            times = measure.interleave(
+                workers, pieces, repeats, warm=warm, in_a_row=True, wake=size != "l256" and not options.quick, say=say
+            )
             for name, worker in workers.items():
                 for piece, samples in times[name].items():
                     add(cells, f"step {size} {name} {piece}", "s", samples)

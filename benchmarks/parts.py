@@ -9,7 +9,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from benchmarks import reference, subjects
+from benchmarks import reference
 from benchmarks.report import BATCH, COPIED, PEAK_FLOPS
 from benchmarks.subjects import PHASES, TrainingSubject, Variant
 from metrics import features
@@ -264,9 +264,6 @@ def prepare(variant: Variant) -> None:
 
 
 SUBJECTS: dict[str, Any] = {
-    "train": TrainingSubject,
-    "choice": subjects.ChoiceSubject,
-    "infer": subjects.InferenceSubject,
     "ops": OpsSubject,
     "peak": PeakSubject,
     "flops": FlopsSubject,

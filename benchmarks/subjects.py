@@ -240,3 +240,6 @@ class InferenceSubject:
     def __call__(self, name: str) -> Any:
         """Make images."""
         return self.calls[name]()
+
+
+SUBJECTS: dict[str, Any] = {"train": TrainingSubject, "infer": InferenceSubject, "choice": ChoiceSubject}
