@@ -184,6 +184,8 @@ def read_run(path: Path) -> RunRecord:
     Raises:
         ValueError: Not a run folder.
     """
+    if not path.is_dir():
+        raise ValueError(f"{path}: no such folder; name a run folder, e.g. runs/00000-cats")
     if not is_run(path):
         raise ValueError(f"{path} is no run folder: it has neither {OPTIONS_FILE} nor {STATS_FILE} nor snapshots")
     run = RunRecord(path.resolve())

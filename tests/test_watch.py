@@ -180,7 +180,7 @@ def test_command_line(run: Path, capsys: pytest.CaptureFixture) -> None:
             (["watch", str(run), "--port", port], 1, "--port"),
             (["watch", str(run), "--once", "--terminal"], 2, "--once"),
             (["watch", str(run.parent)], 1, "no run folder"),
-            (["watch", str(run / "no")], 1, "no run folder"),
+            (["watch", str(run / "no")], 1, "no such folder"),
         ):
             with pytest.raises(SystemExit) as stop:
                 main(argv)
