@@ -106,6 +106,8 @@ def _stop(run: RunRecord, verdict: watchdog.Verdict, label: str, rows: Sequence[
             step = f"{label} fell from {with_error(rows[-2])} to {with_error(best)} over the last measurement"
             longer = "It ended early: a larger --kimg goes on with it." if over else "Not yet."
             return f"{longer} {step}. Best so far: {at}."
+        if len(rows) < LEVEL and not over:
+            return f"Too early to tell: {len(rows)} measurements of {label} that their errors allow to be equal."
         when = "About here" if over else "Soon"
         return f"{when}: {label} still falls, but by no more than its error over the last measurement. Take {at}."
     if since >= LEVEL:

@@ -207,6 +207,8 @@ def test_answers_stand_before_everything_else(full: tuple[dict[str, Any], Path])
         ((9.0, 7.0, 5.0), {}, "finished", "good", "Yes: FD", "It ended early"),
         ((9.0, 7.0, 5.0), {}, "stopped", "good", "Yes: FD", "It ended early"),
         ((9.0, 5.1, 5.0), {}, "finished", "good", "Yes: FD", "About here"),
+        ((9.0, 5.1, 5.0), {}, "continued", "good", "Yes: FD", "Soon: FD still falls"),
+        ((9.0, 8.9), {}, "continued", "unclear", "Not visibly", "Too early to tell: 2 measurements"),
         ((9.0, 5.0, 5.1), {}, "finished", "good", "Yes: FD", "Perhaps now: the last FD, 5.1 ± 0.2, is within"),
         ((9.0, 5.0, 6.0), {}, "finished", "good", "Yes: FD", "Perhaps now: the last FD, 6 ± 0.2, is worse"),
         ((9.0, 5.0, 5.1, 5.2, 5.3), {}, "finished", "good", "Yes: FD", "It has levelled off"),
