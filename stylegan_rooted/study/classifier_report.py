@@ -197,7 +197,7 @@ class ClassifierReport:
             lines.append(f"{measure.title}, against cross-entropy: {'; '.join(counts)}.")
         edges = sum(rate in (self.size.rates[0], self.size.rates[-1]) for rate in self.rates.values())
         lines.append(
-            f"{edges} of {len(self.rates)} chosen learning rates lie on the grid's edge: it may be too narrow."
+            f"{edges} of {len(self.rates)} chosen learning rates lie on the grid's edge: a better one may lie beyond."
         )
         return lines
 
@@ -243,15 +243,18 @@ class ClassifierReport:
         )]  # fmt: skip
 
 
-BARS_NOTE = "Mean and Student's 95 % interval of paired differences; full dots where a difference is claimed."
+BARS_NOTE = (
+    "Mean and Student's 95 % interval of paired differences; full dots where a difference is claimed. What reaches far "
+    "beyond the others is cut off."
+)
 
 
 def bars_of(entries: dict[str, Entry]) -> list[figures.Bar]:
-    """What has an interval."""
+    """One per objective beside the baseline."""
     return [
         figures.Bar(name, e.effect, e.low, e.high, e.outcome in (paired.BETTER, paired.WORSE))
         for name, e in entries.items()
-        if e.effect is not None and e.low is not None and e.high is not None
+        if name != BASELINE
     ]
 
 

@@ -45,7 +45,7 @@ class Size:
 
 
 FINE = tuple(1e-4 * 10 ** (i / 4) for i in range(12))
-MLP = Size((("digits", "mlp"), ("mnist", "mlp")), 400, 32, (3e-4, 1e-3, 3e-3, 1e-2, 3e-2))
+MLP = Size((("digits", "mlp"), ("mnist", "mlp")), 400, 32, (1e-3, 3e-3, 1e-2, 3e-2, 1e-1))
 MLP_FULL = Size(MLP.settings, 3000, 32, FINE)
 VISION = Size(
     (("mnist", "resnet"), ("mnist", "vit"), ("emoji", "resnet"), ("emoji", "vit")), 150, 32, (1e-3, 3e-3, 1e-2)

@@ -14,6 +14,9 @@ from stylegan_rooted.study.objectives import BASELINE, ROOTS
 
 DPI = 80
 PANEL_INCHES = (3.1, 2.3)
+NUM_CUT = 2
+"""So many of the longest bars of a panel may be cut off."""
+RATIO_TICKS = (0.1, 0.2, 0.33, 0.5, 0.7, 1, 1.4, 2, 3, 5, 10)
 STYLE = {
     "font.size": 8,
     "axes.titlesize": 8,
@@ -35,12 +38,12 @@ class Curve:
 
 @dataclass(frozen=True)
 class Bar:
-    """One objective's effect with its interval; `claimed` is drawn full, else hollow."""
+    """One objective's effect with its interval, None without one; `claimed` is drawn full, else hollow."""
 
     objective: str
-    effect: float
-    low: float
-    high: float
+    effect: float | None
+    low: float | None
+    high: float | None
     claimed: bool
 
 
@@ -94,10 +97,10 @@ def draw(
                     handles.setdefault(curve.objective, _draw_curve(axes, curve, y_log))
                 for mark in panel.marks:
                     axes.axhline(mark, color="0.75", linewidth=0.6, zorder=0)
-                if panel.bars:
-                    _draw_bars(axes, panel.bars, neutral, label=j == 0)
                 axes.set_xscale("log" if x_log else "linear")
                 axes.set_yscale("log" if y_log else "linear")
+                if panel.bars:
+                    _draw_bars(axes, panel.bars, neutral, names=j == 0, ratio=x_log)
                 axes.set_xlabel(x_label if i == len(rows) - 1 else "")
                 axes.set_ylabel(y_label if j == 0 else "")
         if handles:
@@ -126,14 +129,28 @@ def _draw_curve(axes: Any, curve: Curve, y_log: bool) -> Any:
     return line
 
 
-def _draw_bars(axes: Any, bars: Sequence[Bar], neutral: float, *, label: bool) -> None:
+def _draw_bars(axes: Any, bars: Sequence[Bar], neutral: float, *, names: bool, ratio: bool) -> None:
+    """One line per objective, from the top; what reaches far beyond the others is cut off at the edge."""
     axes.axvline(neutral, color="0.6", linewidth=0.8)
+    reach = [0.0]
     for place, bar in enumerate(bars):
+        if bar.effect is None or bar.low is None or bar.high is None:
+            continue
         color = look(bar.objective)["color"]
         axes.plot([bar.low, bar.high], [place, place], color=color, linewidth=1.2)
         axes.plot([bar.effect], [place], "o", color=color, markersize=4, fillstyle="full" if bar.claimed else "none")
-    axes.set_yticks(range(len(bars)), [bar.objective for bar in bars] if label else [""] * len(bars))
-    axes.invert_yaxis()
+        ends = [math.log(end) if ratio else end - neutral for end in (bar.low, bar.high)]
+        reach.append(max(map(abs, ends)))
+    farthest = 1.15 * (sorted(reach)[-1 - NUM_CUT] if len(reach) > 2 * NUM_CUT else max(reach)) or 1.0
+    if ratio:
+        axes.set_xlim(math.exp(-farthest), math.exp(farthest))
+        ticks = [tick for tick in RATIO_TICKS if abs(math.log(tick)) <= farthest]
+        axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        axes.set_xticks([], minor=True)
+    else:
+        axes.set_xlim(neutral - farthest, neutral + farthest)
+    axes.set_ylim(len(bars) - 0.4, -0.6)
+    axes.set_yticks(range(len(bars)), [bar.objective for bar in bars] if names else [""] * len(bars))
 
 
 def _matplotlib() -> Any:
