@@ -4,6 +4,7 @@ import copy
 import io
 import pickle
 import pickletools
+import re
 import struct
 import subprocess
 import sys
@@ -346,6 +347,55 @@ def test_damaged_files_of_torch_save(torch_zip: bytes) -> None:
     for words, damaged in cases.items():
         document = survey(damaged)
         assert document.root is None and words in document.damage, (words, document.damage)
+
+
+HOSTILE_PICKLE = b"\x80\x02cos\nsystem\n(X\x05\x00\x00\x00truetR."
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize(
+    "name, words",
+    [
+        ("archive/data.pkl", "two entries 'archive/data.pkl' and 'archive/data.pkl'"),
+        ("archive/DATA.PKL", "two entries 'archive/"),
+        ("ARCHIVE/Data.pkl", "two entries 'archive/|'ARCHIVE/"),
+        ("archive/data.pkl%.txt", r"the entry 'archive/data.pkl\\x00.txt', which programs read as different names"),
+        ("archive\\data.pkl", r"the entry 'archive\\\\data.pkl', which"),
+        ("other/data.pkl", "several root folders, 'archive' and 'other'|'other' and 'archive'"),
+        ("other/version", "several root folders"),
+        ("data.pkl", "several root folders"),
+        ("archive/x/data.pkl", "2 pickles .*archive/x/data.pkl"),
+    ],
+)
+def test_zips_that_programs_read_in_two_ways(name: str, words: str, first: bool, torch_zip: bytes) -> None:
+    """PyTorch's reader looks names up in its own way, so that it might find another pickle than this one."""
+    genuine = [(f"archive/{key.partition('/')[2]}", value) for key, value in _entries(torch_zip).items()]
+    entries = [(name, HOSTILE_PICKLE), *genuine] if first else [*genuine, (name, HOSTILE_PICKLE)]
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for key, value in entries:
+            archive.writestr(key, value)
+    assert survey(_zip_of(dict(genuine))).damage is None
+    document = survey(buffer.getvalue().replace(b"%", b"\0"))
+    assert document.root is None and re.search(words, document.damage or ""), document.damage
+
+
+def test_zips_with_a_second_directory(torch_zip: bytes) -> None:
+    """Programs look for the directory from the end, each in its own way: nothing may lie behind or between."""
+    hostile = _zip_of({"archive/data.pkl": HOSTILE_PICKLE})
+    end = len(torch_zip) - 22
+    cases = {
+        "comment": torch_zip[:-2] + (22).to_bytes(2, "little") + hostile[-22:],
+        "bytes behind": torch_zip + bytes(30),
+        "one file behind the other": hostile + torch_zip,
+        "the other way round": torch_zip + hostile,
+        "bytes before the last record": torch_zip[:end] + bytes(30) + torch_zip[end:],
+        "other count": hostile[:-14] + b"\2\0\2\0" + hostile[-10:],
+    }
+    for what, data in cases.items():
+        document = survey(data)
+        assert document.root is None and "zip file" in (document.damage or ""), what
 
 
 def test_overlapping_zip_entries_do_not_multiply_a_file() -> None:

@@ -731,14 +731,13 @@ def _survey_zip(data: bytes, document: Document) -> None:
     """The pickle inside a zip file of torch.save, and the places of its numbers, which are stored uncompressed."""
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            entries = archive.infolist()
-            entry = next((i for i in entries[:MAX_ZIP_ENTRIES] if i.filename.endswith("/data.pkl")), None)
+            by_name = _zip_entries(data, archive)
+            folder = next(iter(by_name), "").partition("/")[0] + "/"
+            entry = by_name.get(f"{folder}data.pkl")
             if entry is None or entry.file_size > MAX_TEXT_BYTES:
                 raise PickleError("a zip file without a pickle; not a snapshot")
             with archive.open(entry) as stream:
                 inner = stream.read(MAX_TEXT_BYTES)
-            folder = entry.filename.removesuffix("data.pkl")
-            by_name = {i.filename: i for i in entries[:MAX_ZIP_ENTRIES]}
             order = by_name.get(f"{folder}byteorder")
             if order is not None:
                 with archive.open(order) as stream:
@@ -760,6 +759,57 @@ def _survey_zip(data: bytes, document: Document) -> None:
     if total > len(data):
         raise PickleError("a zip file whose entries overlap; damaged or hostile")
     document.root = root
+
+
+def _zip_entries(data: bytes, archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
+    """The entries by name, of a zip in which every program finds the same pickle.
+
+    PyTorch's reader looks names up without regard to case, ends them at a NUL, takes the first entry's folder for the
+    root, and where the directory is from its last record; `zipfile` does each in another way. So everything that is
+    read in two ways is refused; torch.save writes none of it.
+    """
+    entries = archive.infolist()
+    if len(entries) > MAX_ZIP_ENTRIES:
+        raise PickleError(f"a zip file of {len(entries)} entries; at most {MAX_ZIP_ENTRIES} are accepted")
+    place, count = _zip_directory(data)
+    if (place, count) != (archive.start_dir, len(entries)):
+        raise PickleError("a zip file with two directories, or with bytes around its own; damaged or hostile")
+    seen: dict[str, str] = {}
+    for entry in entries:
+        name = entry.orig_filename
+        shown = printable(ascii(name))
+        if "\0" in name or "\\" in name or name != entry.filename:
+            raise PickleError(f"a zip file with the entry {shown}, which programs read as different names; hostile")
+        if (folded := name.casefold()) in seen:
+            raise PickleError(f"a zip file with two entries {printable(ascii(seen[folded]))} and {shown}; hostile")
+        seen[folded] = name
+    roots = list(dict.fromkeys(name.partition("/")[0] for name in seen.values()))
+    if len(roots) > 1:
+        shown = " and ".join(printable(ascii(root)) for root in roots[:2])
+        raise PickleError(f"a zip file with several root folders, {shown}; torch.save writes one; hostile")
+    pickles = [name for folded, name in seen.items() if folded.endswith(".pkl")]
+    if len(pickles) > 1:
+        shown = ", ".join(printable(ascii(name)) for name in pickles[:4])
+        raise PickleError(f"a zip file with {len(pickles)} pickles ({shown}); torch.save writes one")
+    return {entry.filename: entry for entry in entries}
+
+
+def _zip_directory(data: bytes) -> tuple[int, int]:
+    """(place, number of entries) of a zip's directory, by the record at the very end of the file.
+
+    Source: PKWARE's APPNOTE.TXT, sections 4.3.14 to 4.3.16.
+    """
+    end = len(data) - 22
+    if data[end : end + 4] != b"PK\x05\x06":
+        raise PickleError("a zip file with a comment or other bytes at its end; damaged or hostile")
+    count, size, place = struct.unpack_from("<HLL", data, end + 10)
+    start = end
+    if data[end - 20 : end - 16] == b"PK\x06\x07":
+        start = end - 76
+        if data[start : start + 4] != b"PK\x06\x06" or struct.unpack_from("<Q", data, end - 12)[0] != start:
+            raise PickleError("a zip file with two directories, or with bytes around its own; damaged or hostile")
+        count, size, place = struct.unpack_from("<QQQ", data, start + 32)
+    return (place, count) if place + size == start else (-1, count)
 
 
 def _stored_entry(data: bytes, entry: "zipfile.ZipInfo | None", num_bytes: int) -> Blob:
