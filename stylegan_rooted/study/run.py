@@ -137,8 +137,13 @@ def run(
         store = Cells(folder, compute, num_workers=num_workers)
         num_before = len(store)
         start = time.monotonic()
-        with bar(study.num_cells()) as progress:
-            for cells in study.stages(store):
+        stages = iter(study.stages(store))
+        first = next(stages)
+        num_there = len(first) - len(store.missing(first))
+        # Cells that are there are left out of the bar's length: done in no time, they would spoil its time left.
+        with bar(study.num_cells() - num_there) as progress:
+            store.compute(first, lambda: progress.update(1))
+            for cells in stages:
                 progress.update(len(cells) - len(store.missing(cells)))
                 store.compute(cells, lambda: progress.update(1))
         say(f"{len(store) - num_before} cells computed in {time.monotonic() - start:.0f} s, {num_before} were there")
