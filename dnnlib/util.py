@@ -1,10 +1,12 @@
 """Attribute dictionary, readable durations, and opening of files by path or URL. Standard library only."""
 
 import contextlib
+import errno
 import hashlib
 import io
 import os
 import re
+import stat
 import sys
 import tempfile
 import time
@@ -47,6 +49,26 @@ def naming(path: str | os.PathLike) -> Iterator[None]:
         if err.filename is None:
             err.filename = os.fspath(path)
         raise
+
+
+def open_regular(path: str | os.PathLike) -> BinaryIO:
+    """Open a file for reading bytes, if it is one: pipes, devices, sockets and folders are refused unopened.
+
+    A pipe would be waited for, a device need not end. Links are followed. Pipes that this process was started with
+    (`/dev/stdin`, `<(command)` of a shell) have a writer and are read.
+
+    Raises:
+        OSError: It is something else, or cannot be opened; the error names it.
+    """
+    mode = os.stat(path).st_mode
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, "is a folder, wanted a file", os.fspath(path))
+    inherited = re.fullmatch(r"/dev/stdin|(/dev|/proc/self)/fd/\d+", os.fspath(path))
+    if not stat.S_ISREG(mode) and not (inherited and stat.S_ISFIFO(mode)):
+        kinds = {stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket"}
+        kind = kinds.get(stat.S_IFMT(mode), "a device")
+        raise OSError(errno.EINVAL, f"is {kind}, wanted a regular file; copy its content into one", os.fspath(path))
+    return open(path, "rb")
 
 
 @contextlib.contextmanager
@@ -179,7 +201,9 @@ def open_url(
         path = Path(text)
         if sha256 is not None:
             _check_digest(path, sha256, source=text)
-        return str(path) if return_filename else path.open("rb")
+        if return_filename:
+            return str(path)
+        return open_regular(path)
 
     if not cache:
         if return_filename:
@@ -218,7 +242,7 @@ def _cache_name(url: str) -> str:
 
 def _check_digest(path: Path, expected: str, *, source: str) -> None:
     digest = hashlib.sha256()
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         while chunk := file.read(CHUNK_BYTES):
             digest.update(chunk)
     if digest.hexdigest() != expected.lower():

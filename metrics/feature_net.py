@@ -14,6 +14,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from dnnlib.util import open_regular
+
 RESOLUTION = 32
 """Side of the square to which every image is resized before the first convolution."""
 
@@ -132,7 +134,8 @@ def load_feature_net(path: str | Path, *, device: torch.device | str = "cpu") ->
         OSError: If the file cannot be read.
         ValueError: If it is not a feature-net file.
     """
-    data = Path(path).read_bytes()
+    with open_regular(path) as file:
+        data = file.read()
     try:
         with np.load(io.BytesIO(data), allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from dnnlib.util import open_regular
 from metrics.features import FeatureExtractor, MetricUnavailable
 
 COVARIANCES = ("nvidia", "cleanfid")
@@ -166,7 +167,8 @@ class FeatureStats:
             OSError: If it cannot be read.
             ValueError: If it is damaged or was written for another key.
         """
-        data = Path(path).read_bytes()
+        with open_regular(path) as file:
+            data = file.read()
         try:
             with np.load(io.BytesIO(data), allow_pickle=False) as archive:
                 arrays = {name: archive[name] for name in ("mean", "scatter", "features", "check", "meta")}
@@ -239,7 +241,8 @@ def read_reference(path: str | Path, extractor: FeatureExtractor) -> Precomputed
         OSError: The file cannot be read.
         ValueError: It is something else, or of another number of features.
     """
-    data = Path(path).read_bytes()
+    with open_regular(path) as file:
+        data = file.read()
     try:
         with np.load(io.BytesIO(data), allow_pickle=False) as archive:
             arrays = {name: np.asarray(archive[name]) for name in ("mu", "sigma", "feats") if name in archive.files}

@@ -4,7 +4,9 @@ import functools
 import hashlib
 import http.server
 import io
+import os
 import pickle
+import socket
 import threading
 import warnings
 
@@ -80,6 +82,39 @@ def test_open_local_files(tmp_path) -> None:
         util.open_url(path, sha256="abc")
     with pytest.raises(ValueError, match="at least 1"):
         util.open_url(path, num_attempts=0)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_what_is_no_regular_file_is_refused_unopened(tmp_path, monkeypatch) -> None:
+    """A pipe would be waited for, a device has no end."""
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("pipe")
+    (tmp_path / "file").write_bytes(b"x")
+    (tmp_path / "good").symlink_to("file")
+    monkeypatch.chdir(tmp_path)  # names of sockets are short
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind("socket")
+        for name, words in {"pipe": "a named pipe", "link": "a named pipe", "socket": "a socket", ".": "a folder",
+                            "/dev/zero": "a device"}.items():  # fmt: skip
+            with pytest.raises(OSError, match=words) as caught:
+                util.open_url(name)
+            assert caught.value.filename == name
+    with util.open_url("good") as file:
+        assert file.read() == b"x"
+    with pytest.raises(OSError, match="a named pipe"):
+        util.open_url("pipe", sha256="0" * 64)
+
+
+def test_pipes_that_the_process_was_started_with_are_read() -> None:
+    reader, writer = os.pipe()
+    try:
+        os.write(writer, b"content")
+        os.close(writer)
+        if os.path.exists(f"/dev/fd/{reader}"):
+            with util.open_url(f"/dev/fd/{reader}") as file:
+                assert file.read() == b"content"
+    finally:
+        os.close(reader)
 
 
 class Handler(http.server.BaseHTTPRequestHandler):

@@ -137,6 +137,8 @@ def open_source(path: str | os.PathLike) -> Source:
         source = FolderSource(path)
     elif not os.path.exists(path):
         raise DatasetError(f"{path}: no such folder or zip file; give a folder with images or a .zip")
+    elif not os.path.isfile(path):  # a pipe would be waited for
+        raise DatasetError(f"{path} is not a regular file; give a folder with images or a .zip")
     elif os.path.splitext(path)[1].lower() == ".zip":
         source = ZipSource(path)
     else:

@@ -17,7 +17,7 @@ import safetensors
 import safetensors.torch
 import torch
 
-from dnnlib.util import atomic_file, naming
+from dnnlib.util import atomic_file, naming, open_regular
 from torch_utils.pickle_reader import PickleError, printable
 from training import augment, network_pickle, networks, recognise
 
@@ -101,7 +101,7 @@ def read_adapter(path: "str | os.PathLike") -> "tuple[dict[str, tuple[torch.Tens
         PickleError: not such a file, or damaged; one line with its name.
         OSError: it cannot be read.
     """
-    with naming(path), open(path, "rb") as stream:
+    with naming(path), open_regular(path) as stream:
         data = stream.read()
     try:
         tensors, config = read(data)

@@ -3,11 +3,11 @@
 import json
 import signal
 import sys
-from pathlib import Path
 from typing import Any
 
 import click
 
+from dnnlib.util import open_regular
 from stylegan_rooted.cli import main_process
 from stylegan_rooted.cli.options import (
     DETECTOR_FILE_HELP,
@@ -427,7 +427,8 @@ def check_usage(config: FinetuneConfig, dry_run: bool, values: dict[str, Any]) -
 
 def read_config(path: str) -> FinetuneConfig:
     """A configuration from a JSON or YAML file."""
-    content = Path(path).read_bytes()
+    with open_regular(path) as file:
+        content = file.read()
     with usage_errors():
         try:
             text = content.decode("utf-8-sig")
