@@ -470,7 +470,10 @@ def resolve_device(name: str, where: Place | None = None) -> torch.device:
 def check_outdir(outdir: str, option: str = "--outdir") -> None:
     """Refuse a folder that cannot be written, before any work."""
     path = Path(outdir)
-    existing = next(p for p in [path, *path.absolute().parents] if p.exists())
+    existing = next(p for p in [path, *path.absolute().parents] if p.exists() or p.is_symlink())
+    if not existing.exists():
+        target = os.readlink(existing)
+        raise FileNotFoundError(f"{option} {outdir}: {existing} is a link to {target}, which is not there; make that")
     if not existing.is_dir():
         raise NotADirectoryError(f"{option} {outdir}: {existing} is a file; name a folder")
     if not os.access(existing, os.W_OK | os.X_OK):

@@ -130,6 +130,12 @@ def open_run(wanted: Wanted, *, restart: bool, say: Say, flags: Mapping[str, str
             if matching is not None:
                 return _reopen(matching, wanted, say)
             _refuse_changes(runs, wanted, flags or {})
+            for run in runs:
+                if run.same_command_but_data(wanted) and _waits(run):
+                    say(
+                        f"A new run: {run.path} is not finished, but was trained on other images "
+                        f"({run.config.data.path}); it stays as it is"
+                    )
         path = run_dir.create(outdir, wanted.description)
         lock = FolderLock(path, wait=False)
         run_dir.write_json(path / OPTIONS_FILE, wanted.config.to_dict())
@@ -180,26 +186,43 @@ def differing(old: Any, new: Any, where: str = "") -> list[tuple[str, Any, Any]]
 
 @dataclass(frozen=True)
 class _Run:
-    """A run folder as a command finds it."""
+    """A run folder as a command finds it; `note` says what was wrong with its files, if anything."""
 
     path: Path
     config: FinetuneConfig
     environment: dict[str, Any]
     history: list[dict[str, Any]]
+    note: str = ""
 
     @classmethod
     def read(cls, path: Path) -> "_Run | None":
-        """None for a folder that is no run of this kind."""
+        """None for a folder that is no run of this kind.
+
+        Where the file of options cannot be read, they come from the newest training state that can.
+
+        Raises:
+            ValueError: It is a run that is not finished, and its options cannot be had from anywhere.
+        """
+        history = [row for row in run_dir.read_jsonl(path / HISTORY_FILE) if isinstance(row, dict)]
+        note = ""
         try:
             config = FinetuneConfig.from_dict(json.loads((path / OPTIONS_FILE).read_text(encoding="utf-8")))
-        except (OSError, ValueError):
-            return None
+        except (OSError, ValueError) as err:
+            found = _options_in_states(path)
+            if found is None:
+                if not checkpoint.find(path) or (history and history[-1].get("event") == FINISHED):
+                    return None
+                raise ValueError(
+                    f"{path} is not finished, but {OPTIONS_FILE} there is {_wrong(err)} and no training state can be "
+                    "read in its place: put one of them back, or start a new run with --restart"
+                ) from None
+            config, state = found
+            note = f"Warning: {path / OPTIONS_FILE} is {_wrong(err)}; the options in {state.name} count"
         try:
             environment = json.loads((path / ENVIRONMENT_FILE).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             environment = {}
-        history = [row for row in run_dir.read_jsonl(path / HISTORY_FILE) if isinstance(row, dict)]
-        return cls(path, config, environment if isinstance(environment, dict) else {}, history)
+        return cls(path, config, environment if isinstance(environment, dict) else {}, history, note)
 
     @property
     def has_state(self) -> bool:
@@ -235,6 +258,10 @@ class _Run:
             found.append(("data.path", self.config.data.path, wanted.config.data.path))
         return found
 
+    def same_command_but_data(self, wanted: Wanted) -> bool:
+        """Whether nothing but the images keeps this run from being the one that is wanted."""
+        return {name for name, _, _ in self.differences(wanted)} == {"data.path"}
+
     def same_data(self, wanted: Wanted) -> bool:
         """Whether the images are those the run began with."""
         before = (self.environment.get("data") or {}).get("fingerprint")
@@ -244,6 +271,19 @@ class _Run:
             return before == wanted.dataset.fingerprint()
         except DatasetError:  # an image that cannot be read any more: reading will name it, and count it
             return self.environment["data"].get("num_images") == wanted.dataset.num_source_images
+
+
+def _options_in_states(path: Path) -> tuple[FinetuneConfig, Path] | None:
+    """The options in the newest training state that can be read, and that state."""
+    for file in checkpoint.find(path):
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            return FinetuneConfig.from_dict(checkpoint.read(file)["config"]), file
+    return None
+
+
+def _wrong(error: Exception) -> str:
+    """What is wrong with a file, in words that follow "is"."""
+    return "missing" if isinstance(error, FileNotFoundError) else f"damaged ({' '.join(str(error).split())[:200]})"
 
 
 def _numbered(outdir: Path) -> list[Path]:
@@ -260,13 +300,20 @@ def _reopen(run: _Run, wanted: Wanted, say: Say) -> Opened:
         if done is not None:
             lock.release()
             return Opened(run.path, FINISHED, note=f"{done}; --restart starts a new run")
-        run_dir.remove_leftovers(run.path)
-        found = checkpoint.latest(run.path, say)
-        if found is None and (list(run.path.glob("network-snapshot-*.pkl")) or list(run.path.glob("*.damaged"))):
+        found, damaged = None, ""
+        try:
+            found = checkpoint.latest(run.path, say)
+        except checkpoint.StateError as err:
+            damaged = f" ({err})"
+        pickles = list(run.path.glob("network-snapshot-*.pkl"))
+        if damaged or (found is None and (pickles or list(run.path.glob("*.damaged")))):
+            warm = " (with --resume and the newest network-snapshot-*.pkl there as a warm start)" if pickles else ""
             raise ValueError(
-                f"{run.path} has no training state that can be read; --restart starts a new run (with --resume and the "
-                "newest network-snapshot-*.pkl there as a warm start)"
+                f"{run.path} has no training state that can be read{damaged}; --restart starts a new run{warm}"
             )
+        if run.note:
+            say(run.note)
+        run_dir.remove_leftovers(run.path)
         run_dir.write_json(run.path / OPTIONS_FILE, wanted.config.to_dict())
         if found is None:
             return Opened(run.path, BEGUN_AGAIN, lock)
@@ -293,13 +340,8 @@ def _refuse_changes(runs: list[_Run], wanted: Wanted, flags: Mapping[str, str]) 
     candidates = []
     for run in runs:
         same_name = Path(run.config.data.path).absolute().stem == name
-        if not same_name or run.done(run.config) or not run.has_state:
-            continue
-        try:
-            FolderLock(run.path, wait=False).release()
-        except BlockingIOError:
-            continue
-        candidates.append((len(run.differences(wanted)), run))
+        if same_name and _waits(run):
+            candidates.append((len(run.differences(wanted)), run))
     if not candidates:
         return
     run = min(candidates, key=lambda candidate: candidate[0])[1]
@@ -308,6 +350,17 @@ def _refuse_changes(runs: list[_Run], wanted: Wanted, flags: Mapping[str, str]) 
         f"{run.path} is not finished, and this command differs from the one that began it: {changes}. Give these as "
         "they were to continue it, or add --restart to start a new run"
     )
+
+
+def _waits(run: _Run) -> bool:
+    """Whether a run is not finished, has something to go on from, and nobody trains it."""
+    if run.done(run.config) or not run.has_state:
+        return False
+    try:
+        FolderLock(run.path, wait=False).release()
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _describe(change: tuple[str, Any, Any], flags: Mapping[str, str]) -> str:

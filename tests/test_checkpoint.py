@@ -152,9 +152,13 @@ def test_a_state_is_read_without_executing_anything_and_every_changed_byte_is_no
         newest.write_bytes(good[:length])
         with pytest.raises(checkpoint.StateError, match="damaged"):
             checkpoint.read(newest)
+    newest.unlink()
+    newest.mkdir()
+    with pytest.raises(checkpoint.StateError, match="is a folder, not a training state"):
+        checkpoint.read(newest)
     said: list[str] = []
     assert checkpoint.latest(path, said.append)[0] == before
-    assert newest.name in said[0] and "damaged" in said[0] and not newest.exists()
+    assert newest.name in said[0] and said[0].endswith(f"; taking {before.name}") and not newest.exists()
 
 
 def test_a_damaged_newest_state_is_named_and_the_one_before_is_used(pictures, tmp_path, monkeypatch) -> None:
@@ -166,7 +170,7 @@ def test_a_damaged_newest_state_is_named_and_the_one_before_is_used(pictures, tm
     newest.write_bytes(newest.read_bytes()[:-5000])
     said: list[str] = []
     finetune.run(settings, say=said.append)
-    assert any(newest.name in line and "taking the one before" in line for line in said)
+    assert any(newest.name in line and "; taking training-state-" in line for line in said)
     newest.with_name(newest.name + ".damaged").unlink()
     assert_same_run(path, reference)
 
@@ -177,8 +181,11 @@ def test_only_damaged_states_are_an_error_that_touches_nothing(pictures, tmp_pat
     (path,) = tmp_path.iterdir()
     for state in checkpoint.find(path):
         state.write_bytes(b"")
-    with pytest.raises(ValueError, match="no training state that can be read; --restart"):
-        finetune.run(settings, say=quiet)
+    before = {p.name: p.read_bytes() for p in path.iterdir()}
+    said: list[str] = []
+    with pytest.raises(ValueError, match=r"no training state that can be read \(.* is damaged.*\); --restart"):
+        finetune.run(settings, say=said.append)
+    assert not said and {p.name: p.read_bytes() for p in path.iterdir()} == before
     assert list(path.glob("network-snapshot-*.pkl")) and run_dir.read_jsonl(path / "stats.jsonl")
 
 

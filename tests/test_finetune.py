@@ -331,6 +331,10 @@ def test_outdir_that_is_a_file_or_read_only(pictures, tmp_path, capsys) -> None:
     (tmp_path / "file").write_text("")
     assert run_cli("finetune", "--data", pictures, "--outdir", tmp_path / "file", *SCRATCH) == 1
     assert "is a file" in capsys.readouterr().err
+    (tmp_path / "link").symlink_to("nowhere")
+    for outdir in (tmp_path / "link", tmp_path / "link" / "below"):
+        assert run_cli("finetune", "--data", pictures, "--outdir", outdir, *SCRATCH) == 1
+        assert "is a link to nowhere, which is not there; make that" in capsys.readouterr().err
     if os.geteuid() != 0:
         (tmp_path / "locked").mkdir(mode=0o500)
         assert run_cli("finetune", "--data", pictures, "--outdir", tmp_path / "locked", *SCRATCH) == 1

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -112,6 +113,46 @@ def test_other_data_beside_an_unfinished_run_is_a_run_of_its_own(pictures, tmp_p
     other.mkdir()
     Image.new("RGB", (8, 8), "red").save(other / "a.png")
     assert train(tiny(other, tmp_path, loss__k="3"))[0].name.startswith("00001-other")
+
+
+def test_the_same_command_on_other_images_says_which_run_it_leaves(pictures, tmp_path) -> None:
+    path, _ = train(tiny(pictures, tmp_path))
+    other = tmp_path / "copy"
+    shutil.copytree(pictures, other)
+    Image.new("RGB", (8, 8), "red").save(other / "00.png")
+    line = f"A new run: {path} is not finished, but was trained on other images ({pictures}); it stays as it is"
+    assert line not in train(tiny(other, tmp_path))[1]  # a finished one is in nobody's way
+    (second,) = tmp_path.glob("00001-*")
+    shutil.rmtree(second)
+    unfinish(path)
+    assert line in train(tiny(other, tmp_path))[1]
+
+
+@pytest.mark.parametrize("damage, wrong", [(lambda file: file.write_text("{"), "damaged ("), (Path.unlink, "missing")])
+def test_a_run_whose_options_are_lost_goes_on_with_those_of_its_state(pictures, tmp_path, damage, wrong) -> None:
+    config = tiny(pictures, tmp_path)
+    path, _ = train(config)
+    unfinish(path)
+    options = (path / resume.OPTIONS_FILE).read_text()
+    damage(path / resume.OPTIONS_FILE)
+    continued, said = train(config)
+    assert continued == path and any(line.startswith("Continuing at 0.008 kimg") for line in said)
+    (line,) = [line for line in said if line.startswith("Warning: ")]
+    assert f"{resume.OPTIONS_FILE} is {wrong}" in line and "; the options in training-state-" in line
+    assert (path / resume.OPTIONS_FILE).read_text() == options
+
+
+def test_a_run_without_options_and_states_is_named_and_nothing_begins(pictures, tmp_path) -> None:
+    config = tiny(pictures, tmp_path)
+    path, _ = train(config)
+    (path / resume.OPTIONS_FILE).write_text("{")
+    for state in path.glob("training-state-*"):
+        state.write_bytes(b"")
+    assert train(config)[0] != path  # finished: in nobody's way
+    unfinish(path)
+    with pytest.raises(ValueError, match="00000-.* is not finished, but training_options.json there is damaged .*--rest"):
+        train(config.replace(runtime__seed=1))
+    assert train(config.replace(runtime__seed=1), restart=True)[0].name.startswith("00002-")
 
 
 def test_a_held_run_is_not_touched(pictures, tmp_path) -> None:

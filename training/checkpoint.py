@@ -72,6 +72,8 @@ def read(path: Path) -> dict[str, Any]:
         StateError: Not such a file, cut short, or changed since it was written.
         OSError: It cannot be opened.
     """
+    if path.is_dir():
+        raise StateError(f"{path} is a folder, not a training state")
     check_digest(path)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
@@ -105,13 +107,26 @@ def check_digest(path: Path) -> None:
 
 
 def latest(folder: Path, say: Callable[[str], None]) -> tuple[Path, dict[str, Any]] | None:
-    """The newest state that can be used, or None. A damaged one is named, renamed to `.damaged`, and passed over."""
+    """The newest state that can be used; None where there are no states.
+
+    Damaged ones that are newer are named and renamed to `.damaged`.
+
+    Raises:
+        StateError: All are damaged: each is named, none is touched.
+    """
+    damaged: list[tuple[Path, StateError]] = []
     for path in find(folder):
         try:
-            return path, read(path)
+            state = read(path)
         except StateError as err:
-            say(f"Warning: {err}; taking the one before")
-            os.replace(path, path.with_name(f"{path.name}.damaged"))
+            damaged.append((path, err))
+            continue
+        for bad, reason in damaged:
+            say(f"Warning: {reason}; taking {path.name}")
+            os.replace(bad, bad.with_name(f"{bad.name}.damaged"))
+        return path, state
+    if damaged:
+        raise StateError("; ".join(str(err) for _, err in damaged))
     return None
 
 
