@@ -150,7 +150,7 @@ def test_a_run_without_options_and_states_is_named_and_nothing_begins(pictures, 
         state.write_bytes(b"")
     assert train(config)[0] != path  # finished: in nobody's way
     unfinish(path)
-    with pytest.raises(ValueError, match="00000-.* is not finished, but training_options.json there is damaged .*--rest"):
+    with pytest.raises(ValueError, match="is not finished, but training_options.json there is damaged .*--restart"):
         train(config.replace(runtime__seed=1))
     assert train(config.replace(runtime__seed=1), restart=True)[0].name.startswith("00002-")
 
