@@ -5,7 +5,6 @@ The first steps are the run's own, so that nothing is computed twice and no rand
 
 import contextlib
 import gc
-import math
 import shutil
 import time
 import traceback
@@ -137,9 +136,14 @@ def state_bytes(run: Run) -> int:
 
 
 def num_snapshots(run: Run, left_nimg: int) -> int:
-    """How many of the snapshots to come are kept; the last one is made in any case."""
+    """How many files of the snapshots to come are kept; the last one is made in any case.
+
+    Those within one kimg have the same name and count once.
+    """
     schedule = run.config.schedule
-    made = math.ceil(left_nimg / (run.progress.tick_nimg * schedule.snap)) + 1
+    end_nimg = run.progress.cur_nimg + left_nimg
+    regular = range(end_nimg - left_nimg, end_nimg, max(run.snapshot_nimg, 1000))
+    made = len({nimg // 1000 for nimg in (*regular, end_nimg)})
     if schedule.keep_last is None:
         return made
     spared = made // schedule.keep_every if schedule.keep_every else 0

@@ -156,6 +156,11 @@ def _train(plan: "Plan", opened: resume.Opened, say: Say, progress_bar: Callable
                 if opened.state is None:
                     write_start(training_run, plan)
             say(describe_start(plan, opened))
+            if training_run.snapshot_nimg < 1000:
+                say(
+                    f"A snapshot every {training_run.snapshot_nimg / 1000:g} kimg: files are named by whole kimg, so "
+                    "snapshots within one kimg replace each other"
+                )
             hooks = RunHooks(training_run, say, progress_bar)
         env.broadcast_tensors(shared_state(training_run))
     except BaseException:
@@ -177,8 +182,8 @@ def _train(plan: "Plan", opened: resume.Opened, say: Say, progress_bar: Callable
     if progress.cur_nimg < progress.total_nimg:
         reason = hooks.stop_requested or resume.PATIENCE
         log("stopped", progress.cur_nimg, reason=reason)
-        goes_on = "the same command" if hooks.stop_requested else "it with a larger --patience"
-        say(f"Stopped by {reason} at {progress.cur_nimg / 1000:g} kimg; {goes_on} goes on")
+        goes_on = "the same command goes on" if hooks.stop_requested else "a larger --patience, or none, trains on"
+        say(f"Stopped by {reason} at {progress.cur_nimg / 1000:g} kimg; {goes_on}")
         return Outcome(path, hooks.stop_requested)
     log(resume.FINISHED, progress.cur_nimg)
     say(f"Done: {path}")
@@ -756,10 +761,9 @@ class RunHooks:
         self._evaluator = evaluation.for_run(run)
         self._budget = self._beside = None
         if self._evaluator is not None and run.env.is_main:
-            metric, schedule = run.config.metric, run.config.schedule
+            metric = run.config.metric
             if metric.budget_share is not None:
-                interval_nimg = round(schedule.tick * 1000) * schedule.snap
-                self._budget = measuring.Budget(metric.budget_share, interval_nimg, metric.num, say)
+                self._budget = measuring.Budget(metric.budget_share, run.snapshot_nimg, metric.num, say)
                 self._evaluator.choose_num = self._choose_num
             if metric.run_async:
                 self._beside = measuring.Beside(run.config, run.path, self._budget)
@@ -865,6 +869,7 @@ class RunHooks:
             ends = run.progress.finished or self.stop_requested
             self.say(f"Metrics left out: {done.problem}" + ("" if ends else " (training goes on)"))
         if not done.rows:
+            measuring.record_best(run.path, run.config.schedule.keep_best)  # the one before may have been replaced
             return
         for name, record in evaluation.records(
             done.rows,
@@ -885,10 +890,7 @@ class RunHooks:
         best, patience = measuring.record_best(run.path, run.config.schedule.keep_best), run.config.metric.patience
         if best is not None and patience is not None and best.since >= patience and not self.plateau:
             self.plateau = True
-            self.say(
-                f"No better {best.metric} in {best.since} measurements since {best.snapshot} ({best.value:.4g}): "
-                f"stopping (--patience {patience})"
-            )
+            self.say(f"{best.plateau}: stopping (--patience {patience})")
 
     def _seen(self, run: Run) -> int:
         """Training images since this process began."""

@@ -51,10 +51,12 @@ class Measurement:
 
 
 def record_best(path: Path, kind: str) -> measured.Best | None:
-    """`measured.best_of`, also written to the run folder."""
+    """`measured.best_of`, also written to the run folder; where there is none, none is on record."""
     best = measured.best_of(path, kind)
     if best is not None:
         run_dir.write_json(path / BEST_FILE, dataclasses.asdict(best))
+    else:
+        (path / BEST_FILE).unlink(missing_ok=True)
     return best
 
 

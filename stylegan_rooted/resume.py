@@ -241,8 +241,7 @@ class _Run:
         if best is None or best.since < patience:
             return None
         return (
-            f"Stopped already on its plateau: {self.path}. No better {best.metric} in {best.since} measurements since "
-            f"{best.snapshot} ({best.value:.4g}). A larger --patience, or none, trains on"
+            f"Stopped already on its plateau: {self.path}. {best.plateau}. A larger --patience, or none, trains on"
         )
 
     def differences(self, wanted: Wanted) -> list[tuple[str, Any, Any]]:

@@ -59,8 +59,15 @@ def test_sizes_of_files_are_those_that_appear(pictures, tmp_path) -> None:
 
 @pytest.mark.parametrize("keep, wanted", [({}, 4), ({"keep_last": 1}, 2), ({"keep_last": 1, "keep_every": 2}, 4)])
 def test_snapshots_are_counted_by_what_is_kept(pictures, tmp_path, keep, wanted) -> None:
-    run = build(tiny(pictures, tmp_path, schedule=ScheduleConfig(kimg=0.048, tick=0.016, snap=1, **keep)), tmp_path)
-    assert estimate.num_snapshots(run, 48) == wanted
+    run = build(tiny(pictures, tmp_path, schedule=ScheduleConfig(kimg=48, tick=16, snap=1, **keep)), tmp_path)
+    assert estimate.num_snapshots(run, 48_000) == wanted
+
+
+def test_snapshots_within_one_kimg_are_one_file(pictures, tmp_path) -> None:
+    run = build(tiny(pictures, tmp_path, schedule=ScheduleConfig(kimg=2.5, tick=0.016, snap=1)), tmp_path)
+    assert [estimate.num_snapshots(run, nimg) for nimg in (0, 48, 1000, 2500)] == [1, 1, 2, 3]
+    run = build(tiny(pictures, tmp_path, schedule=ScheduleConfig(kimg=8.2, tick=4, snap=1)), tmp_path)
+    assert estimate.num_snapshots(run, 8200) == 3  # 0, 4, and 8.2, which replaces 8
 
 
 def test_only_the_estimate(pictures, tmp_path, capsys) -> None:

@@ -39,8 +39,21 @@ def test_best_snapshot_and_measurements_since(tmp_path):
     for nimg, fd, kd in ((0, 9.0, 0.5), (4000, 3.0, 0.9), (8000, 4.0, 0.1), (12000, 3.5, 0.2)):
         write(tmp_path, [row("fd", fd), row("kd", kd)], nimg)
     best = measuring.record_best(tmp_path, "auto")
-    assert best == measured.Best("fd", 3.0, 0.1, "network-snapshot-000004.pkl", 4.0, 4, 2)
+    assert best == measured.Best("fd", 3.0, 0.1, "network-snapshot-000004.pkl", 4.0, 4, 2, 3.0, 4.0)
     assert json.loads((tmp_path / measuring.BEST_FILE).read_text()) == dataclasses.asdict(best)
+
+
+def test_a_replaced_snapshot_is_not_the_best_but_patience_counts_it(tmp_path):
+    for nimg, fd in ((1040, 1.0), (1080, 4.0), (2000, 3.0), (2040, 5.0)):
+        write(tmp_path, [row("fd", fd)], nimg)
+    best = measured.best_of(tmp_path)
+    assert (best.snapshot, best.kimg, best.value) == ("network-snapshot-000001.pkl", 1.08, 4.0)
+    assert (best.num_measured, best.since, best.lowest, best.lowest_kimg) == (4, 3, 1.0, 1.04)
+    # A snapshot that was replaced by one without figures has none, either.
+    run_dir.write_json(tmp_path / "network-snapshot-000001.config.json", {"training": {"kimg": 1.12}})
+    assert measuring.record_best(tmp_path, "auto").snapshot == "network-snapshot-000002.pkl"
+    run_dir.write_json(tmp_path / "network-snapshot-000002.config.json", {"training": {"kimg": 2.08}})
+    assert measuring.record_best(tmp_path, "auto") is None and not (tmp_path / measuring.BEST_FILE).exists()
 
 
 def test_kernel_distance_leads_where_images_are_few(tmp_path):
@@ -134,6 +147,11 @@ def test_budget_option(text, share):
 # --- in a run
 
 
+def network_kimg(snapshot: Path) -> float:
+    """When the network in a snapshot's file was taken."""
+    return json.loads(snapshot.with_suffix(".config.json").read_text())["training"]["kimg"]
+
+
 def test_patience_stops_a_run_without_progress(pictures, tmp_path, monkeypatch):
     values = iter([3.0, 1.0, 2.0, 1.5, 0.5])
     monkeypatch.setattr(evaluation.Evaluator, "measure", lambda self, G: [row("fd", next(values))])
@@ -146,18 +164,20 @@ def test_patience_stops_a_run_without_progress(pictures, tmp_path, monkeypatch):
     )
     path = finetune.run(config, say=said.append)
     assert len(run_dir.read_jsonl(path / "metric-fd.jsonl")) == 4
-    assert any("No better fd in 2 measurements since network-snapshot-000000.pkl (1)" in line for line in said)
+    assert any(line.startswith("No better fd in 2 measurements since 0.008 kimg (1): stopping") for line in said)
+    assert sum(line.startswith("A snapshot every 0.004 kimg: ") for line in said) == 1
     (line,) = [line for line in said if line.startswith("Stopped by --patience at ")]
-    assert line.endswith("; it with a larger --patience goes on")
+    assert line.endswith(" kimg; a larger --patience, or none, trains on")
     before = {file.name: file.read_bytes() for file in path.iterdir()}
     assert finetune.run(config, say=said.append) == path  # the same command: nothing is trained, and why is said
     assert said[-1] == (
-        f"Stopped already on its plateau: {path}. No better fd in 2 measurements since network-snapshot-000000.pkl "
-        "(1). A larger --patience, or none, trains on; --restart starts a new run"
+        f"Stopped already on its plateau: {path}. No better fd in 2 measurements since 0.008 kimg (1). "
+        "A larger --patience, or none, trains on; --restart starts a new run"
     )
     assert {file.name: file.read_bytes() for file in path.iterdir()} == before
     best = json.loads((path / measuring.BEST_FILE).read_text())
-    assert (best["value"], best["since"], best["num_measured"]) == (1.0, 2, 4)
+    assert (best["value"], best["since"], best["num_measured"]) == (1.5, 2, 4)  # of the file that is there
+    assert best["kimg"] == network_kimg(path / best["snapshot"])
     # Another command is not held up by it, as by any run that came to its end; a larger --patience measures on.
     assert finetune.run(config.replace(runtime__seed=1, metric__metrics=("none",)), say=quiet) != path
     again, values = config.replace(metric__patience=3), iter([1.5, 0.5, 0.6, 0.6, 0.6])

@@ -1,8 +1,10 @@
 """What the metric-*.jsonl of a run folder say of its snapshots: figures in order, the best one, measurements since.
 
-The one definition of the best snapshot: of best-snapshot.json, of --patience, and of what --keep-last spares.
+The one definition of the best snapshot: of best-snapshot.json, of --patience, and of what --keep-last spares. A file's
+name holds whole kimg, so a later snapshot may replace an earlier one: a file has the figures of its last measurement.
 """
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -27,8 +29,10 @@ class Best:
         std_error: See `MetricResult`.
         snapshot: File name of the snapshot.
         kimg: When it was taken.
-        num_measured: Measurements of this figure.
-        since: How many of them came after the best one.
+        num_measured: Measurements of this figure, of replaced files, too.
+        since: How many of them came after the lowest of all.
+        lowest: That figure; `value` unless its file was replaced.
+        lowest_kimg: When it was measured.
     """
 
     metric: str
@@ -38,6 +42,15 @@ class Best:
     kimg: float
     num_measured: int
     since: int
+    lowest: float
+    lowest_kimg: float
+
+    @property
+    def plateau(self) -> str:
+        """How long there was nothing better, in words."""
+        return (
+            f"No better {self.metric} in {self.since} measurements since {self.lowest_kimg:g} kimg ({self.lowest:.4g})"
+        )
 
 
 def best_of(path: Path, kind: str = "auto") -> Best | None:
@@ -54,12 +67,24 @@ def best_of(path: Path, kind: str = "auto") -> Best | None:
     for metric in in_use(path, KINDS[kind]):
         only_sure = kind != "fid" and metric in FRECHET
         rows = [row for row in rows_of(path, metric) if not (only_sure and row.get("warnings"))]
-        if not rows:
+        values = [row["results"][metric] for row in rows]
+        in_files = {row["snapshot_pkl"]: row for row in rows}.values()
+        candidates = [row for row in in_files if not _replaced(path, row)]
+        if not candidates:
             continue
-        index = min(range(len(rows)), key=lambda i: rows[i]["results"][metric])
-        best, error = rows[index], (rows[index].get("errors") or {}).get(metric)
-        value, since = best["results"][metric], len(rows) - 1 - index
-        return Best(metric, value, error, best["snapshot_pkl"], best["kimg"], len(rows), since)
+        best = min(candidates, key=lambda row: row["results"][metric])
+        index = values.index(min(values))
+        return Best(
+            metric=metric,
+            value=best["results"][metric],
+            std_error=(best.get("errors") or {}).get(metric),
+            snapshot=best["snapshot_pkl"],
+            kimg=best["kimg"],
+            num_measured=len(rows),
+            since=len(rows) - 1 - index,
+            lowest=values[index],
+            lowest_kimg=rows[index]["kimg"],
+        )
     return None
 
 
@@ -86,6 +111,16 @@ def pending(path: Path) -> set[str]:
     """Pickles of the snapshots that a process beside the run has still to measure: one of them may be the best."""
     kept = (re.fullmatch(r"\.measuring-(\d+)\.pkl", file.name) for file in path.glob(".measuring-*.pkl"))
     return {f"network-snapshot-{int(match[1]) // 1000:06d}.pkl" for match in kept if match}
+
+
+def _replaced(path: Path, row: dict[str, Any]) -> bool:
+    """Whether the file that a measurement names holds a later snapshot by now, as its configuration beside it says."""
+    file = path / f"{Path(row['snapshot_pkl']).stem}.config.json"
+    try:
+        kimg = json.loads(file.read_text(encoding="utf-8"))["training"]["kimg"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    return bool(kimg != row["kimg"])
 
 
 def _usable(row: Any, metric: str) -> bool:

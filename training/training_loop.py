@@ -145,6 +145,11 @@ class Run:
     """What the grid is compared with at ticks; None compares with nothing."""
     env: DistEnv = field(default_factory=DistEnv)
 
+    @property
+    def snapshot_nimg(self) -> int:
+        """Images between two snapshots."""
+        return self.progress.tick_nimg * self.config.schedule.snap
+
 
 class Hooks(Protocol):
     """What may happen beside training. Hooks must leave torch's global random generator as it was.
