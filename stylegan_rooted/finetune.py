@@ -23,7 +23,7 @@ from stylegan_rooted import __version__, estimate, evaluation, losses, measuring
 from stylegan_rooted.surgery_rules import discriminator_for
 from torch_utils import distributed, images, misc, seeding
 from torch_utils.distributed import DistEnv, Place, ProcessFailed
-from training import checkpoint, execution, network_file, run_dir, watchdog
+from training import checkpoint, data_record, execution, network_file, run_dir, watchdog
 from training.ada import AdaController
 from training.adapters import LowRankAdapters
 from training.augment import AUGMENT_PRESETS, AugmentPipe
@@ -709,7 +709,7 @@ def fixed_grid(dataset: ImageDataset, z_dim: int, seed: int, size: tuple[int, in
 def training_set_kwargs(config: FinetuneConfig, dataset: ImageDataset) -> dict[str, Any]:
     """The data set's record inside snapshots, in the family's form."""
     kwargs = {
-        "class_name": "training.dataset.ImageFolderDataset",
+        "class_name": data_record.CLASS_NAME,
         "path": config.data.path,
         "use_labels": config.data.cond,
         "max_size": config.data.subset or dataset.num_source_images,

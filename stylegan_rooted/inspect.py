@@ -18,7 +18,7 @@ FAMILIES = {recognise.LEGACY_TF: "stylegan2-tensorflow", recognise.ROSINALITY: "
 NETWORKS = ("G", "D", "G_ema", "augment_pipe")
 SAFE = {
     "pickle": "nothing outside the allow-list; other programs may execute the embedded source",
-    "safetensors": "the format holds no code",
+    "safetensors": "the format holds no code, and this file is no pickle beside it",
 }
 SAFE_TORCH = "nothing outside the allow-list"
 MAX_LISTED = 50  # globals and reasons shown in the text form
@@ -47,7 +47,7 @@ class InspectReport:
         refused_globals: those of them, and of those inside tensors, that are not on the allow-list.
         sources: embedded source texts: SHA-256, size, classes, whether it is this program's own.
         networks: per network: class, sizes, numbers of parameters and buffer elements, constructor arguments.
-        training_set_kwargs: recorded settings of the data set, or None.
+        training_set_kwargs: recorded settings of the data set as a pickle holds them, or None.
         training_options: options of the training that the file records, or None.
         config: what a file of ours says of its origin (licences, training, ...), or None.
     """
@@ -125,7 +125,7 @@ def inspect_file(path_or_url: "str | os.PathLike") -> InspectReport:
         refused_globals=[printable(name) for name in refused],
         sources=sources,
         networks=described,
-        training_set_kwargs=found.get("training_set_kwargs") or _training_set_kwargs(document),
+        training_set_kwargs=_training_set_kwargs(document) or found.get("training_set_kwargs"),
         training_options=_training_options(document, config),
         config={key: value for key, value in config.items() if key != "networks"} or None,
     )

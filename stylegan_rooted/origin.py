@@ -13,7 +13,7 @@ from stylegan_rooted.report_run import find_run, read_object
 from training import run_dir
 from training.network_pickle import NetworkFile
 
-CARRIED = ("training", "data", "metrics", "licences", "base_model", "training_set_kwargs", "notes")
+CARRIED = ("training", "data", "metrics", "licences", "base_model", "notes")
 KNOWN_MODELS = {  # digests of files whose licence is known
     "a42cf1e012f678176f2cd8e4a128a7bff5c29140cf580c1bbc5a9242de393c94": {
         "name": "stylegan-rooted's embedded network (emoji32.pkl)",

@@ -68,6 +68,7 @@ TRAINING_RANK = {
     "watchdog": 0,
     "diversity": 0,
     "recognise": 0,
+    "data_record": 0,
     "execution": 1,
     "loss": 1,
     "network_pickle": 1,

@@ -25,7 +25,7 @@ from torch.overrides import TorchFunctionMode
 from dnnlib.util import EasyDict, atomic_file, open_url
 from torch_utils import persistence, pickle_reader
 from torch_utils.pickle_reader import PersistentRecord, PickleError, TensorRecord, printable
-from training import augment, networks, recognise
+from training import augment, data_record, networks, recognise
 
 __all__ = [
     "NetworkFile",
@@ -68,11 +68,11 @@ class NetworkFile:
         G, D: generator and discriminator; None where the file has none.
         G_ema: moving average of the generator.
         augment_pipe: the augmentation pipe with its strength `p`, or None.
-        training_set_kwargs: plain settings of the data set, or None; nothing in it is ever called by name.
+        training_set_kwargs: settings of the data set as far as they are known ones, or None; see `data_record`.
         path: where it was read from.
         sha256: digest of the file.
         kind: the format, one of `recognise.READABLE`.
-        notes: sentences on what the file did not say and was assumed or estimated; empty for a snapshot.
+        notes: sentences on what the file did not say and was assumed or estimated, and on what was left out.
         config: what a file of ours says of its origin (training, licences), plain JSON values; None for other files.
     """
 
@@ -112,7 +112,7 @@ def load(path_or_url: "str | os.PathLike", *, trust_source: bool = False) -> Net
 
 
 def parse(data: bytes) -> dict[str, Any]:
-    """Build our networks from the bytes of a snapshot; the values of `KEYS`, G and D None where the file has none.
+    """Build our networks from the bytes of a snapshot: the values of `KEYS`, G and D None where it has none, and notes.
 
     Raises:
         PickleError: see `load`; the message lacks the file's name.
@@ -136,7 +136,7 @@ def parse(data: bytes) -> dict[str, Any]:
         result["augment_pipe"] = build(
             augment.AugmentPipe, augment_settings(pipe), module_tensors(pipe), "augment_pipe"
         )
-    result["training_set_kwargs"] = _training_set_kwargs(root)
+    result["training_set_kwargs"], result["notes"] = _training_set_kwargs(root)
     return result
 
 
@@ -158,14 +158,15 @@ def save(
         path: file to write; an existing one is replaced when the new one is complete.
         G, D, G_ema: networks of persistent classes.
         augment_pipe: augmentation pipe or None.
-        training_set_kwargs: plain settings of the data set or None.
+        training_set_kwargs: settings of the data set or None; those that `data_record` knows are written.
 
     Raises:
         ValueError: a network holds something that does not belong into a snapshot.
     """
     writer = _Writer()
     content: dict[str, Any] = {"G": G, "D": D, "G_ema": G_ema, "augment_pipe": augment_pipe}
-    content["training_set_kwargs"] = writer.plain(training_set_kwargs, "training_set_kwargs")
+    settings = writer.plain(training_set_kwargs, "training_set_kwargs")
+    content["training_set_kwargs"], _ = data_record.known(settings)
     with atomic_file(path) as stream:
         _SnapshotPickler(stream, writer).dump(content)
 
@@ -375,11 +376,11 @@ def _checked(data: bytes) -> dict:
     return root
 
 
-def _training_set_kwargs(root: dict) -> "dict | None":
+def _training_set_kwargs(root: dict) -> "tuple[dict | None, tuple[str, ...]]":
     value = root.get("training_set_kwargs")
     if value is not None and not isinstance(value, dict):
         raise PickleError(f"training_set_kwargs is a {pickle_reader.describe(value)}, wanted a dict or None; {REMEDY}")
-    return pickle_reader.plain(value, "training_set_kwargs")
+    return data_record.known(pickle_reader.plain(value, "training_set_kwargs"))
 
 
 def _constructor_settings(record: PersistentRecord, positional: tuple[str, ...]) -> dict:
@@ -484,7 +485,7 @@ def _revive_all(root: dict) -> dict[str, Any]:
                     raise PickleError(f"the embedded source of {key} makes no torch module; {REMEDY}")
                 record = module.eval().requires_grad_(False)
             result[key] = record
-    result["training_set_kwargs"] = _training_set_kwargs(root)
+    result["training_set_kwargs"], result["notes"] = _training_set_kwargs(root)
     return result
 
 

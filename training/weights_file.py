@@ -18,8 +18,9 @@ import safetensors.torch
 import torch
 
 from dnnlib.util import atomic_file, naming, open_regular
+from torch_utils import polyglot
 from torch_utils.pickle_reader import PickleError, printable
-from training import augment, network_pickle, networks, recognise
+from training import augment, data_record, network_pickle, networks, recognise
 
 FORMAT = "stylegan-rooted weights 1"
 ADAPTER_FORMAT = "stylegan-rooted adapter 1"
@@ -136,6 +137,8 @@ def configuration(nets: Mapping[str, torch.nn.Module], about: Mapping[str, Any],
     if taken:
         raise ValueError(f"about has {', '.join(taken)}, which the file says itself; use other names")
     config |= about
+    if "training_set_kwargs" in config:
+        config["training_set_kwargs"], _ = data_record.known(config["training_set_kwargs"])
     try:
         return json.loads(json.dumps(config, allow_nan=False))
     except (TypeError, ValueError) as error:
@@ -169,11 +172,12 @@ def build(tensors: Mapping[str, torch.Tensor], config: dict[str, Any]) -> dict[s
     if result["G_ema"] is None:
         raise PickleError(f"it has no G_ema, which every file of ours has; {REMEDY}")
     kwargs = config.get("training_set_kwargs")
+    kwargs, lost = data_record.known(kwargs if isinstance(kwargs, dict) else None)
     notes = config.get("notes", [])
     return {
         **result,
-        "training_set_kwargs": kwargs if isinstance(kwargs, dict) else None,
-        "notes": tuple(printable(str(note), 300) for note in notes[:20]) if isinstance(notes, list) else (),
+        "training_set_kwargs": kwargs,
+        "notes": (*(printable(str(note), 300) for note in (notes[:20] if isinstance(notes, list) else ())), *lost),
         "config": config,
     }
 
@@ -191,10 +195,14 @@ def read(
         The tensors, and the configuration or None.
 
     Raises:
-        PickleError: damaged.
+        PickleError: damaged, or a pickle as well.
     """
     if not recognise.is_safetensors(data):
         raise PickleError(f"not a safetensors file; {REMEDY}")
+    name = polyglot.imported_name(data)
+    if name is not None:
+        what = f"a safetensors file that is a pickle as well, which imports {printable(name)}"
+        raise PickleError(f"{what}; hostile: do not open it with anything")
     try:
         tensors = safetensors.torch.load(data)
     except (safetensors.SafetensorError, ValueError, KeyError, RuntimeError, TypeError, OverflowError) as error:
