@@ -142,8 +142,11 @@ def _write_graph(opened: NetworkFile, path: Path, to: str, options: ConvertOptio
         if function is None:
             say("Not checked: onnxruntime is not installed")
         else:
-            error = portable.check(exported, function)
-            say(f"Checked: the file's numbers differ from the network's by at most {error:.1g} of the largest")
+            try:
+                difference = portable.check(exported, function)
+            except ValueError as error:
+                raise ValueError(f"{opened.path}: {error}") from None
+            say(f"Checked: the file's numbers differ from the network's by at most {difference:.1g} of the largest")
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)

@@ -124,7 +124,7 @@ def check(exported: Exported, function: Any) -> float:
         Largest difference, relative to the largest value.
 
     Raises:
-        ValueError: it is over `TOLERANCE`.
+        ValueError: it is over `TOLERANCE`, or a value is not finite, of which nothing can be said.
     """
     worst = 0.0
     for seed, batch in enumerate(CHECKED_BATCHES):
@@ -132,11 +132,14 @@ def check(exported: Exported, function: Any) -> float:
         with torch.no_grad(), plain_operators():
             wanted = exported.module(*inputs)
         got = function(*inputs)
+        if not (wanted.isfinite().all() and got.isfinite().all()):
+            whose = "the exported file" if wanted.isfinite().all() else "the network"
+            raise ValueError(f"what {whose} computes is not finite, so it can't be checked; nothing was written")
         worst = max(worst, float((got - wanted).abs().max() / wanted.abs().max()))
     if not worst <= TOLERANCE:
         raise ValueError(
             f"the exported file differs from the network by {worst:.2g} of the largest value, more than {TOLERANCE:g}; "
-            "nothing was written; are the network's numbers finite?"
+            "nothing was written"
         )
     return worst
 

@@ -93,7 +93,14 @@ def plan(
     Raises:
         ValueError: wishes that exclude each other, or none.
     """
-    check_wishes(num_classes=num_classes, class_map=class_map, keep_class=keep_class, side=side)
+    check_wishes(
+        num_classes=num_classes,
+        class_map=class_map,
+        keep_class=keep_class,
+        side=side,
+        fresh_d=fresh_d,
+        has_start_d=start_d is not None,
+    )
     rules: list[Rule] = [] if adapter is None else [merge_adapter(adapter)]
     if num_channels is not None:
         rules.append(channels(num_channels))
@@ -114,7 +121,13 @@ def plan(
 
 
 def check_wishes(
-    *, num_classes: int | None, class_map: list[int | None] | None, keep_class: int | None, side: int | None
+    *,
+    num_classes: int | None,
+    class_map: list[int | None] | None,
+    keep_class: int | None,
+    side: int | None,
+    fresh_d: bool,
+    has_start_d: bool,
 ) -> None:
     """Check what can be checked without a network.
 
@@ -125,6 +138,8 @@ def check_wishes(
         raise ValueError("--classes and --map-classes exclude each other; a map tells the number of classes, too")
     if num_classes == 1 or (class_map is not None and len(class_map) < 2):
         raise ValueError("--classes: a conditional network has at least 2 classes; 0 makes it unconditional")
+    if fresh_d and has_start_d:
+        raise ValueError("--new-d and --d-from exclude each other: random numbers, or those of a file; give one")
     if keep_class is not None and num_classes != 0:
         raise ValueError("--keep-class is for --classes 0, which keeps one class")
     if num_classes == 0 and keep_class is None:
@@ -166,7 +181,11 @@ def run(
     other = network_file.load(start_d).D if start_d else None
     if start_d and other is None:
         raise ValueError(f"--d-from {start_d}: this file holds no discriminator; give a full snapshot")
+    _check_finite(given, f"{source}: ")
     networks, steps = operate(given, plan(given, start_d=other, seed=seed, **wishes), seed=seed)
+    _check_finite(networks, f"{source}, changed: ")
+    if not all(math.isfinite(step.image_rms) for step in steps):
+        raise ValueError(f"{source}, changed: its images are not finite; nothing was written")
     network_pickle.save(dest, G=networks.G, D=networks.D, G_ema=networks.G_ema, augment_pipe=loaded.augment_pipe)
     if grid is not None:
         draw(given.G_ema, networks.G_ema, grid, seed)
@@ -183,6 +202,15 @@ def draw(before: Any, after: Any, path: str, seed: int) -> None:
         rows.append(img.repeat_interleave(side // img.shape[2], 2).repeat_interleave(side // img.shape[3], 3))
     labels = images.GridLabels(["before", "after"], None)
     images.save_grid(path, torch.cat(rows), (NUM_DRAWN, 2), labels)
+
+
+def _check_finite(networks: Networks, where: str) -> None:
+    """Raises ValueError where a number of a network is NaN or infinite: what was measured of it would mean nothing."""
+    for key in ("G", "D", "G_ema"):
+        net = getattr(networks, key)
+        for name, tensor in {} if net is None else net.state_dict().items():
+            if not tensor.isfinite().all():
+                raise ValueError(f"{where}{key}.{name} holds numbers that are not finite; nothing was written")
 
 
 def _sides(have: int, wanted: int) -> list[int]:

@@ -227,7 +227,10 @@ def merge_adapter(path: str) -> Rule:
 
         def generator(G: Any) -> Any:
             new = deepcopy(old.G_ema)  # the base of both, as in the run
-            adapters.merge(new, factors)
+            try:
+                adapters.merge(new, factors)
+            except ValueError as error:
+                raise ValueError(f"--merge {path}: {error}") from None
             return new
 
         return Change(

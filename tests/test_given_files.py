@@ -8,10 +8,11 @@ from types import FrameType
 
 import odd_files
 import pytest
+import torch
 from foreign_files import make_pair
 
 from stylegan_rooted.cli import main
-from training import network_pickle
+from training import adapters, network_pickle, weights_file
 
 TIMEOUT_SEC = 30
 Run = Callable[..., str]
@@ -62,7 +63,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "generate --network PIPE --seeds 0 --outdir OUT",
         "grid --network PIPE --out OUT.png",
         "surgery PIPE OUT.pkl --channels 1",
-        "surgery NETWORK OUT.pkl --new-d --d-from PIPE",
+        "surgery NETWORK OUT.pkl --d-from PIPE",
         "surgery NETWORK OUT.pkl --merge PIPE",
         "finetune --resume PIPE --data IMAGES --outdir OUT",
         "finetune --resume NETWORK --data PIPE.zip --outdir OUT",
@@ -83,3 +84,55 @@ def test_pipes_are_refused_by_name(command: str, refused: Run, network: Path, im
     said = refused(*arguments)
     assert str(tmp_path / "pipe") in said and "regular file" in said
     assert sorted(path.name for path in tmp_path.iterdir()) == ["pipe", "pipe.zip"]
+
+
+@pytest.fixture
+def adapter(network: Path, tmp_path: Path) -> Callable[..., Path]:
+    """An adapter of `network` with its first factor changed."""
+
+    def write(change: Callable[[torch.Tensor], torch.Tensor]) -> Path:
+        G = network_pickle.load(network).G_ema
+        factors = {}
+        for name, layer in adapters.modulated_convolutions(G).items():
+            flat = layer.weight.flatten(1)
+            factors[name] = (torch.ones(len(flat), 1), torch.ones(1, flat.shape[1]))
+        name = next(iter(factors))
+        factors[name] = (change(factors[name][0]), factors[name][1])
+        weights_file.save_adapter(tmp_path / "adapter.safetensors", factors, base=adapters.fingerprint(G))
+        return tmp_path / "adapter.safetensors"
+
+    return write
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (lambda up: up.fill_(torch.nan), "up' holds numbers that are not finite"),
+        (lambda up: up.fill_(-torch.inf), "up' holds numbers that are not finite"),
+        (lambda up: up.t(), "does not fit this generator"),
+    ],
+)
+def test_adapters_that_cannot_be_merged(
+    change: Callable, words: str, adapter: Callable, network: Path, refused: Run, tmp_path: Path
+) -> None:
+    file = adapter(change)
+    said = refused("surgery", network, tmp_path / "out.pkl", "--merge", file)
+    assert words in said and str(file) in said
+    assert not (tmp_path / "out.pkl").exists()
+
+
+def test_networks_whose_numbers_are_not_finite(adapter: Callable, network: Path, refused: Run, tmp_path: Path) -> None:
+    """What cannot be compared is not written; a difference of NaN once counted as none."""
+    dest = tmp_path / "out.pkl"
+    file = adapter(lambda up: up.fill_(3e38))  # finite factors, whose product is not
+    said = refused("surgery", network, dest, "--merge", file)
+    assert "not finite" in said and str(network) in said
+    nets = make_pair()
+    with torch.no_grad():
+        nets["G_ema"].mapping.fc0.bias[0] = torch.nan
+    source = tmp_path / "bad.pkl"
+    network_pickle.save(source, **nets)
+    assert "G_ema.mapping.fc0.bias" in (said := refused("surgery", source, dest, "--new-d")) and str(source) in said
+    said = refused("convert", source, tmp_path / "out.pt2", "--part", "mapping")
+    assert "not finite" in said and str(source) in said
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter.safetensors", "bad.pkl"]

@@ -238,6 +238,7 @@ def test_command_wrong_uses_leave_nothing(tmp_path, capsys):
     save(source, networks())
     for argv, code in (
         (("--resolution", 24), 2), (("--classes", 0), 2), (("--map-classes", "a"), 2), (("--map-depth", 0), 2), ((), 1),
+        (("--new-d", "--d-from", source), 2),
         (("--map-depth", 3), 1), (("--channels", 2), 2), (("--num-fp16-res", 9), 1), (("--resolution", 16), 1),
     ):  # fmt: skip
         assert run("surgery", source, tmp_path / "b.pkl", *argv) == code

@@ -113,6 +113,9 @@ def read_adapter(path: "str | os.PathLike") -> "tuple[dict[str, tuple[torch.Tens
             raise PickleError("its tensors are not pairs; damaged")
         if not all(t.ndim == 2 and t.is_floating_point() for t in tensors.values()):
             raise PickleError("its tensors are not matrices; damaged")
+        for name, tensor in tensors.items():
+            if not tensor.isfinite().all():
+                raise PickleError(f"{printable(name)!r} holds numbers that are not finite; damaged")
     except PickleError as error:
         raise PickleError(f"{printable(os.fspath(path), 500)}: {error}") from None
     return {name: (tensors[f"{name}.up"], tensors[f"{name}.down"]) for name in names}, config["base"]

@@ -68,7 +68,14 @@ def command(
 
     with usage_errors():
         class_map = None if map_classes is None else surgery.parse_class_map(map_classes)
-        surgery.check_wishes(num_classes=classes, class_map=class_map, keep_class=keep_class, side=resolution)
+        surgery.check_wishes(
+            num_classes=classes,
+            class_map=class_map,
+            keep_class=keep_class,
+            side=resolution,
+            fresh_d=new_d,
+            has_start_d=d_from is not None,
+        )
     steps = surgery.run(
         src,
         dest,
