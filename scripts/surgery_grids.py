@@ -43,7 +43,7 @@ def changed(wishes: list[dict[str, Any]], folder: Path) -> tuple[Any, float, flo
     path, worst, rms = SOURCE, 0.0, 0.0
     for number, wish in enumerate(wishes):
         dest = folder / f"{number}.pkl"
-        steps = surgery.run(str(path), str(dest), seed=SEED, **wish)
+        steps = surgery.run(str(path), str(dest), overwrite=True, seed=SEED, **wish)
         worst = max([worst, *(step.image_error for step in steps)])
         rms = max([rms, *(step.image_rms for step in steps)])
         path = dest

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from stylegan_rooted import finetune, model_folder, onnx_file, origin, portable
+from stylegan_rooted import destination, finetune, model_folder, onnx_file, origin, portable
 from stylegan_rooted.convert_options import GRAPHS, SUFFIXES, ConvertOptions, choose_format
 from training import network_file, network_pickle, rosinality, run_dir, weights_file
 from training.network_pickle import NetworkFile
@@ -61,23 +61,25 @@ def check_dest(source: "str | os.PathLike", dest: "str | os.PathLike", to: str, 
     """DEST as a path that may be written.
 
     Raises:
-        ValueError, OSError: it exists, is SOURCE itself, or is the wrong kind of thing.
+        ValueError, OSError: a file that would be written is read, or may not be replaced; see `destination`.
     """
     path = Path(dest)
-    if os.path.exists(source) and path.exists() and os.path.samefile(source, path):
-        raise ValueError(f"SOURCE and DEST are both {path}; name another DEST")
-    finetune.check_outdir(str(path if to == "folder" else path.parent), option="DEST: folder")
-    if to != "folder" and path.is_dir():
-        raise IsADirectoryError(f"DEST {path} is a folder; name a file, or say --to folder")
-    if to == "folder" and path.is_dir() and any(path.iterdir()):
-        ours = (path / network_file.FOLDER_WEIGHTS).is_file()
-        if not ours:
+    files = [path]
+    if to == "folder":
+        finetune.check_outdir(str(path), option="DEST: folder")
+        if path.is_dir() and any(path.iterdir()) and not os.path.lexists(path / network_file.FOLDER_WEIGHTS):
             raise FileExistsError(f"DEST {path} is a folder with other things in it; name a new one")
-        if not overwrite:
-            raise FileExistsError(f"DEST {path} holds a network already; --overwrite replaces it")
-    elif to != "folder" and path.exists() and not overwrite:
-        raise FileExistsError(f"DEST {path} exists; --overwrite replaces it")
+        files = [path / name for name in model_folder.FILES]
+    elif to == "safetensors":
+        files.append(_config_beside(path))
+    for file in files:
+        destination.check_file(file, name="DEST", sources=[source], overwrite=overwrite)
     return path
+
+
+def _config_beside(path: Path) -> Path:
+    """NAME.config.json for NAME.safetensors."""
+    return path.with_name(f"{path.name.removesuffix('.safetensors')}.config.json")
 
 
 def _networks(opened: NetworkFile, options: ConvertOptions) -> dict[str, Any]:
@@ -105,9 +107,8 @@ def _write_pickle(opened: NetworkFile, path: Path, options: ConvertOptions, abou
 
 def _write_safetensors(opened: NetworkFile, path: Path, options: ConvertOptions, about: dict, say: Say) -> list[Path]:
     config = weights_file.save(path, **_networks(opened, options), about=about, dtype=options.dtype)
-    beside = path.with_name(f"{path.name.removesuffix('.safetensors')}.config.json")
-    run_dir.write_json(beside, config)
-    return [path, beside]
+    run_dir.write_json(_config_beside(path), config)
+    return [path, _config_beside(path)]
 
 
 def _write_folder(opened: NetworkFile, path: Path, options: ConvertOptions, about: dict, say: Say) -> list[Path]:

@@ -17,6 +17,7 @@ from training.network_file import FOLDER_CONFIG, FOLDER_WEIGHTS
 
 CARD = "README.md"
 SAMPLES = "samples.png"
+FILES = (FOLDER_WEIGHTS, FOLDER_CONFIG, SAMPLES, CARD)
 GRID = (6, 3)
 NOT_RECORDED = "not recorded"
 
@@ -46,7 +47,7 @@ def save(folder: "str | Path", nets: dict[str, Any], about: dict[str, Any], dtyp
     run_dir.write_json(folder / FOLDER_CONFIG, config)
     draw_samples(nets["G_ema"], folder / SAMPLES)
     run_dir.write_atomic(folder / CARD, card(folder.resolve().name, nets, config))
-    return [folder / name for name in (FOLDER_WEIGHTS, FOLDER_CONFIG, SAMPLES, CARD)]
+    return [folder / name for name in FILES]
 
 
 def draw_samples(G_ema: torch.nn.Module, path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from stylegan_rooted import destination
 from stylegan_rooted.surgery_rules import (
     NO_CLASS,
     Change,
@@ -161,21 +162,33 @@ def parse_class_map(text: str) -> list[int | None]:
 
 
 def run(
-    source: str, dest: str, *, start_d: str | None = None, grid: str | None = None, seed: int = 0, **wishes: Any
+    source: str,
+    dest: str,
+    *,
+    start_d: str | None = None,
+    grid: str | None = None,
+    overwrite: bool = False,
+    seed: int = 0,
+    **wishes: Any,
 ) -> list[Step]:
     """Open a file, change its networks, write them, and draw before and after.
 
     Args:
         source: any network file that `network_file.load` opens.
-        dest: snapshot to write; an existing file is replaced when the new one is complete.
+        dest: snapshot to write.
         start_d: network file whose discriminator a new one starts from.
         grid: PNG with the same latents before and after each step, or None.
+        overwrite: whether existing files are replaced, when the new ones are complete; those read never are.
         seed: of new numbers and of the latents used for measuring.
         wishes: see `plan`.
 
     Raises:
         ValueError, OSError: a wish that cannot be fulfilled, or a file that cannot be read or written; nothing written.
     """
+    sources = [given for given in (source, start_d, wishes.get("adapter")) if given is not None]
+    destination.check_file(dest, name="DEST", sources=sources, overwrite=overwrite)
+    if grid is not None:
+        destination.check_file(grid, name="--grid", sources=sources, overwrite=overwrite)
     loaded = network_file.load(source)
     given = Networks(loaded.G if loaded.G is not None else loaded.G_ema, loaded.D, loaded.G_ema)
     other = network_file.load(start_d).D if start_d else None

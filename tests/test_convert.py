@@ -444,7 +444,7 @@ def test_command_line(nets: dict[str, Any], tmp_path: Path, capsys: pytest.Captu
     assert "--any-channels" in fails(capsys, 2, source, tmp_path / "c.pkl", "--any-channels")
     assert "--any-channels" in fails(capsys, 1, source, tmp_path / "c.pt")
     assert "--overwrite" in fails(capsys, 1, source, tmp_path / "b.safetensors")
-    assert "both" in fails(capsys, 1, source, source, "--overwrite")
+    assert "is read" in fails(capsys, 1, source, source, "--overwrite")
     assert "absent" in fails(capsys, 1, tmp_path / "absent", tmp_path / "c.pkl")
     assert "is a folder" in fails(capsys, 1, source, tmp_path, "--to", "pickle")
     assert "other things in it" in fails(capsys, 1, source, tmp_path)

@@ -28,6 +28,7 @@ def option(group: str, *names: str, **settings: Any) -> Any:
 @option("Discriminator", "--new-d", is_flag=True, help="A fresh discriminator.")
 @option("Discriminator", "--d-from", metavar="FILE", help="A new one, from this file's where names and shapes agree.")
 @option("Output", "--grid", metavar="PNG", help="Draw the same latents before and after.")
+@option("Output", "--overwrite", is_flag=True, help="Replace DEST and the PNG of --grid if they exist.")
 @option("Output", "--seed", type=int, default=0, show_default=True, help="Of new numbers and of the latents measured.")
 @option("Output", "--json", "as_json", is_flag=True, help="Print the steps as JSON.")
 def command(
@@ -44,6 +45,7 @@ def command(
     new_d: bool,
     d_from: str | None,
     grid: str | None,
+    overwrite: bool,
     seed: int,
     as_json: bool,
 ) -> None:
@@ -90,6 +92,7 @@ def command(
         fresh_d=new_d,
         start_d=d_from,
         grid=grid,
+        overwrite=overwrite,
         seed=seed,
     )
     for step in steps:
