@@ -58,14 +58,43 @@ class Finding:
 def examine() -> list[Finding]:
     """Ask everything."""
     findings: list[Finding] = []
+    unasked: list[str] = []
     for topic, question in QUESTIONS.items():
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 findings.extend(question(topic))
+        except (ImportError, AttributeError) as e:
+            if strangers():
+                unasked.append(topic)
+            else:
+                findings.append(Finding(topic, "problem", f"could not be found out: {type(e).__name__}: {_line(e)}"))
         except (Exception, SystemExit) as e:  # whatever it is: it must not hide the other answers
             findings.append(Finding(topic, "problem", f"could not be found out: {type(e).__name__}: {_line(e)}"))
+    if unasked:
+        text = f"{', '.join(unasked)}: these need this project's own modules, see modules found"
+        findings.append(Finding("not examined", "note", text))
     return findings
+
+
+def strangers() -> dict[str, str]:
+    """This project's packages that Python finds elsewhere, and where.
+
+    Other repositories of the family have packages of the same names; the first on the path wins.
+    """
+    found = {}
+    for name in OWN_PACKAGES:
+        spec = importlib.util.find_spec(name)
+        places = list(spec.submodule_search_locations or []) if spec else []
+        if not places or Path(places[0]).resolve().parent != ROOT:
+            found[name] = places[0] if places else "nowhere"
+    return found
+
+
+def describe_strangers(found: dict[str, str]) -> tuple[str, str]:
+    """What `strangers` found, and the remedy."""
+    listed = ", ".join(f"{name} from {place}" for name, place in found.items())
+    return listed, f"another repository comes first on the path: unset PYTHONPATH, or start in {ROOT}"
 
 
 def as_text(findings: list[Finding]) -> str:
@@ -113,20 +142,11 @@ def _packages(topic: str) -> Iterator[Finding]:
 
 
 def _modules_found(topic: str) -> Iterator[Finding]:
-    """Other repositories of the family have packages of the same names; the first on the path wins."""
-    strangers = {}
-    for name in OWN_PACKAGES:
-        spec = importlib.util.find_spec(name)
-        places = list(spec.submodule_search_locations or []) if spec else []
-        if not places or Path(places[0]).resolve().parent != ROOT:
-            strangers[name] = places[0] if places else "nowhere"
-    if not strangers:
+    found = strangers()
+    if found:
+        yield Finding(topic, "problem", *describe_strangers(found))
+    else:
         yield Finding(topic, "ok", f"torch_utils and the others are this project's, from {ROOT}")
-        return
-    listed = ", ".join(f"{name} from {place}" for name, place in strangers.items())
-    yield Finding(
-        topic, "problem", listed, f"another repository comes first on the path: unset PYTHONPATH, or start in {ROOT}"
-    )
 
 
 def _torch(topic: str) -> Iterator[Finding]:

@@ -23,7 +23,7 @@ from stylegan_rooted import __version__, estimate, evaluation, losses, measuring
 from stylegan_rooted.surgery_rules import discriminator_for
 from torch_utils import distributed, images, misc, seeding
 from torch_utils.distributed import DistEnv, Place, ProcessFailed
-from training import checkpoint, data_record, execution, network_file, run_dir, watchdog
+from training import checkpoint, data_record, execution, measured, network_file, run_dir, watchdog
 from training.ada import AdaController
 from training.adapters import LowRankAdapters
 from training.augment import AUGMENT_PRESETS, AugmentPipe
@@ -346,6 +346,13 @@ def check_options(config: FinetuneConfig) -> None:
         raise ValueError(f"--augpipe {config.augment.augpipe} is unknown; one of {', '.join(AUGMENT_PRESETS)}")
     if config.cfg not in presets.CFG_NAMES:
         raise ValueError(f"--cfg {config.cfg} is unknown; one of {', '.join(presets.CFG_NAMES)}")
+    counted = measured.KINDS[config.schedule.keep_best]
+    if config.metric.patience is not None and not set(counted) & set(config.metric.metrics):
+        kinds = {measured.FRECHET: "fid", measured.KERNEL: "kid"}.get(counted, "fid or kid")
+        raise ValueError(
+            f"--patience {config.metric.patience} counts measurements of {kinds}, and --metrics "
+            f"{','.join(config.metric.metrics)} has none: add {kinds}, or drop --patience"
+        )
     if config.loss.name != "rooted":
         defaults = LossConfig()
         for option in ("k", "tail", "tail_at", "scale", "acts_on"):

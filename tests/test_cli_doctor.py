@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -73,6 +74,30 @@ def test_another_repository_on_the_path_is_named(monkeypatch, tmp_path) -> None:
     (finding,) = of("modules found")
     assert finding.state == "problem" and finding.text == f"torch_utils from {tmp_path / 'torch_utils'}"
     assert "PYTHONPATH" in finding.remedy
+
+    def broken(topic):
+        raise ImportError("cannot import name 'images'")
+
+    questions = {"modules found": doctor.QUESTIONS["modules found"], "processor": broken, "detectors": broken}
+    monkeypatch.setattr(doctor, "QUESTIONS", questions)
+    named, rest = doctor.examine()  # the cause once, and one line for all that it keeps from being asked
+    assert named == finding and rest.state == "note" and rest.text.startswith("processor, detectors: ")
+
+
+def test_a_command_that_finds_another_repositorys_modules_says_so_in_one_line(tmp_path) -> None:
+    (tmp_path / "torch_utils").mkdir()
+    (tmp_path / "torch_utils" / "__init__.py").write_text("")
+    root = Path(__file__).resolve().parent.parent
+    ended = subprocess.run(
+        [sys.executable, "-m", "stylegan_rooted", "finetune", "--data", "d", "--resume", "none", "--outdir", "o"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{root}"},
+        capture_output=True,
+        text=True,
+    )
+    assert ended.returncode == 1 and ended.stderr.count("\n") == 1
+    assert ended.stderr.startswith(f"Error: found torch_utils from {tmp_path / 'torch_utils'}; ")
+    assert "unset PYTHONPATH" in ended.stderr
 
 
 def test_wrong_second_derivatives_are_seen(monkeypatch) -> None:

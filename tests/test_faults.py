@@ -8,6 +8,7 @@ docs/resuming.md names all of them.
 import errno
 import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -355,6 +356,10 @@ def test_divergence_has_its_own_exit_code(command) -> None:
 
     ended = forked.run(*command("out", "--max-nonfinite", "2"), before=poison)
     assert ended.code == 3 and len(ended.errors) == 1 and "3 steps had non-finite gradients" in ended.errors[0]
+    named = re.search(r"last state: (\S+\.pt)\. The same command would end here again", ended.errors[0])
+    assert named and checkpoint.read(Path(named[1]))
+    assert forked.run(*command("out", "--max-nonfinite", "2")).errors == ended.errors  # as it says
+    assert forked.run(*command("out", "--max-nonfinite", "3")).code == 0
 
 
 # --- the metrics

@@ -530,6 +530,8 @@ def test_scratch_on_images_of_no_usable_size_names_the_remedy(tmp_path, capsys, 
 def test_neither_checkpoint_nor_scratch_is_wrong_use(pictures, tmp_path, capsys) -> None:
     assert run_cli("finetune", "--data", pictures, "--outdir", tmp_path / "out") == 2
     assert "missing option --resume" in capsys.readouterr().err and not (tmp_path / "out").exists()
+    run_cli("finetune", "--help")  # and no default is promised for it
+    assert "none to train from scratch. [default: required, unless --resol" in " ".join(capsys.readouterr().out.split())
 
 
 def test_help_names_every_option_with_its_default(capsys) -> None:

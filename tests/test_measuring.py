@@ -15,7 +15,7 @@ from metrics.evaluate import MetricResult
 from metrics.features import MetricUnavailable
 from stylegan_rooted import evaluation, finetune, measuring
 from training import measured, run_dir
-from training.config import MetricConfig, ScheduleConfig
+from training.config import FinetuneConfig, MetricConfig, ScheduleConfig
 
 
 def row(name: str, value: float, warning: str | None = None, **changes) -> MetricResult:
@@ -179,10 +179,18 @@ def test_patience_stops_a_run_without_progress(pictures, tmp_path, monkeypatch):
     assert (best["value"], best["since"], best["num_measured"]) == (1.5, 2, 4)  # of the file that is there
     assert best["kimg"] == network_kimg(path / best["snapshot"])
     # Another command is not held up by it, as by any run that came to its end; a larger --patience measures on.
-    assert finetune.run(config.replace(runtime__seed=1, metric__metrics=("none",)), say=quiet) != path
+    assert finetune.run(config.replace(runtime__seed=1, metric=MetricConfig(metrics=("none",))), say=quiet) != path
     again, values = config.replace(metric__patience=3), iter([1.5, 0.5, 0.6, 0.6, 0.6])
     assert finetune.run(again, say=said.append) == path
     assert [r["results"]["fd"] for r in run_dir.read_jsonl(path / "metric-fd.jsonl")][2:] == [2.0, 1.5, 0.5] + [0.6] * 3
+
+
+@pytest.mark.parametrize("metrics, keep_best", [("none", "auto"), ("pr", "none"), ("kid", "fid")])
+def test_patience_needs_what_it_counts(tmp_path, metrics, keep_best):
+    config = FinetuneConfig(metric=MetricConfig(metrics=(metrics,), patience=2)).replace(schedule__keep_best=keep_best)
+    with pytest.raises(ValueError, match=f"--patience 2 counts measurements of fid.* --metrics {metrics} has none"):
+        finetune.check_options(config)
+    finetune.check_options(config.replace(metric__metrics=(metrics, "fid50k_full") if metrics != "none" else ("fid",)))
 
 
 def test_budget_in_a_run(pictures, tmp_path, monkeypatch):

@@ -91,6 +91,16 @@ def test_the_gravest_state_is_named() -> None:
     assert judge(after_calm(diversity=0.1, nearest=0.1), p_max=0.85).state == watchdog.COLLAPSING
 
 
+def test_a_gradient_beyond_all_bounds_is_divergence_from_the_first_ticks_on() -> None:
+    separated = dataclasses.replace(CALM, real_score=5.0, fake_score=-5.0, real_sign=1.0)
+    broken = dataclasses.replace(separated, gradients={"Gradient/Gmain": 1e18})
+    verdict = judge([CALM, broken])
+    assert (verdict.state, verdict.evidence) == (watchdog.DIVERGING, "the gradient of Gmain is 1e+18")
+    assert judge([broken]).state == watchdog.DIVERGING and judge([separated]).state == watchdog.OVERFITTING
+    large = {"Gradient/Gmain": 1e5}  # a single tick, of which nothing says that it is unusual
+    assert judge([dataclasses.replace(CALM, gradients=large)]).state == watchdog.HEALTHY
+
+
 def test_a_network_from_scratch_that_is_uniform_at_first_does_not_collapse() -> None:
     ticks = [dataclasses.replace(CALM, diversity=d) for d in (0.02, 0.03, 0.2, 0.5)]
     assert all(judge(ticks[: i + 1]).state == watchdog.HEALTHY for i in range(4))

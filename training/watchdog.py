@@ -28,6 +28,7 @@ NONFINITE_STEPS = 5  # left out in one tick
 LARGE_SCORE = 100.0  # |mean| + spread of D's logits; R1 keeps them within about ten
 GRADIENT_RISE = 30.0  # times the median of the ticks before
 NUM_BEFORE = 3  # ticks, for a median to be one
+LARGE_GRADIENT = 1e6  # at any tick, the first ones too; healthy runs stay below a hundredth of it
 LOST_DIVERSITY = 0.5  # of the most that the run had, and of the reals'
 NUM_WORSE = 3  # measurements in a row ...
 WORSE = 1.1  # ... above the best by this factor
@@ -169,6 +170,8 @@ def _diverging(history: Sequence[Figures]) -> str | None:
         if score is not None and abs(score) + (spread or 0.0) > LARGE_SCORE:
             return f"scores of {kind} are {score:.3g} ± {spread or 0.0:.2g}"
     for name, norm in (now.gradients or {}).items():
+        if norm is not None and norm > LARGE_GRADIENT:
+            return f"the gradient of {name.split('/')[-1]} is {norm:.3g}"
         before = sorted(x for f in history[:-1] if (x := (f.gradients or {}).get(name)) is not None)
         if len(before) >= NUM_BEFORE and norm is not None and norm > GRADIENT_RISE * before[len(before) // 2] > 0:
             rise = norm / before[len(before) // 2]

@@ -98,6 +98,9 @@ def run(argv: list[str] | None = None) -> None:
         if os.environ.get("STYLEGAN_ROOTED_TRACEBACK"):
             raise
         fail(describe(e), 1)
+    except (ImportError, AttributeError):
+        fail_for_strangers()
+        raise
     except MemoryError as e:
         fail(describe(e), 1)
     except RuntimeError as e:
@@ -110,6 +113,16 @@ def run(argv: list[str] | None = None) -> None:
             raise
         remedy = "; with finetune, a smaller --batch-gpu needs less" if kind == "OutOfMemoryError" else ""
         fail(f"{one_line(str(e))}{remedy}", 3 if kind == "TrainingDiverged" else 1)
+
+
+def fail_for_strangers() -> None:
+    """Where other repositories' packages hide this project's, that is why something could not be imported: say so."""
+    from stylegan_rooted import doctor
+
+    found = doctor.strangers()
+    if found and not os.environ.get("STYLEGAN_ROOTED_TRACEBACK"):
+        listed, remedy = doctor.describe_strangers(found)
+        fail(f"found {listed}; {remedy}", 1)
 
 
 def fail(message: str, code: int) -> None:

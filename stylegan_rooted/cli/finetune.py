@@ -40,6 +40,7 @@ FIELDS = [
         "resume",
         "Network file to start from: a path, a URL, or none to train from scratch.",
         group="Main",
+        auto="required, unless --resolution, --cfg or --config is given: none",
     ),
     Field("--outdir", "runtime.outdir", "Where run folders are made.", group="Main"),
     Field("--cfg", "cfg", "Base configuration: auto, stylegan2, paper256, paper512, paper1024, cifar.", group="Main"),

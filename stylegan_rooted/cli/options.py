@@ -56,7 +56,7 @@ def field_options(fields: list[Field], defaults: Any) -> Callable:
     def decorate(function: Callable) -> Callable:
         for f in reversed(fields):
             default = get_field(defaults, f.target)
-            shown = f.auto if default is None and f.auto else default_text(default)
+            shown = f.auto or default_text(default)
             help_text = f"{f.help} [default: {shown}]" if shown != "" else f.help
             function = click.option(
                 f.flag, f.parameter, type=f.type, default=None, help=help_text, cls=GroupedOption, group=f.group
