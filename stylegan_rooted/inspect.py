@@ -20,6 +20,7 @@ SAFE = {
     "pickle": "nothing outside the allow-list; other programs may execute the embedded source",
     "safetensors": "the format holds no code, and this file is no pickle beside it",
 }
+NO_CONTAINER = "none"
 SAFE_TORCH = "nothing outside the allow-list"
 MAX_LISTED = 50  # globals and reasons shown in the text form
 
@@ -32,7 +33,7 @@ class InspectReport:
         file: name as given.
         num_bytes: size of the file.
         sha256: digest of the file.
-        container: 'pickle', 'torch-zip', 'torch-legacy' or 'safetensors'.
+        container: 'pickle', 'torch-zip', 'torch-legacy' or 'safetensors'; 'none' for what is no network file at all.
         protocol: pickle protocol, 0 where there is none.
         kind: code of the format, as `recognise` gives it.
         description: the format in words.
@@ -160,6 +161,8 @@ def format_report(report: InspectReport) -> str:
     lines += [f"reason    {reason}" for reason in report.reasons[:MAX_LISTED]]
     if report.safe:
         lines.append(f"safe: yes ({SAFE.get(report.container, SAFE_TORCH)})")
+    elif report.container == NO_CONTAINER:
+        lines.append("safe: no (this is no network file, and nothing in it was checked)")
     else:
         lines.append("safe: no (do not open this file with an ordinary unpickler)")
     lines.append("loads: yes" if report.loads else f"loads: no ({report.problem})")
@@ -168,6 +171,11 @@ def format_report(report: InspectReport) -> str:
 
 def _survey(data: bytes) -> tuple[Document, str, str]:
     """(what the file asks for, code and words of its format); a safetensors file asks for nothing."""
+    stranger = recognise.stranger(data)
+    if stranger is not None:
+        document = Document()
+        document.container, document.damage = NO_CONTAINER, f"this is {stranger[0]}: {stranger[1]}"
+        return document, recognise.UNKNOWN, stranger[0]
     if recognise.is_safetensors(data):
         document = Document()
         document.container = recognise.SAFETENSORS
@@ -175,8 +183,8 @@ def _survey(data: bytes) -> tuple[Document, str, str]:
             _, config = weights_file.read(data)
         except PickleError as error:
             document.damage, config = str(error), None
-        ours = weights_file.is_ours(config)
-        return document, recognise.SAFETENSORS, "our safetensors file" if ours else "a safetensors file"
+        words = "our safetensors file" if weights_file.is_ours(config) else "a safetensors file"
+        return document, recognise.SAFETENSORS, weights_file.ADAPTER if weights_file.is_adapter(config) else words
     document = recognise.survey(data)
     return document, *recognise.identify(document)
 

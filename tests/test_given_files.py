@@ -1,10 +1,14 @@
 """What people hand over in place of a network or a data set: at every door one line that names it, at once."""
 
+import gzip
+import lzma
 import os
+import re
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import odd_files
 import pytest
@@ -12,7 +16,7 @@ import torch
 from foreign_files import make_pair
 
 from stylegan_rooted.cli import main
-from training import adapters, network_pickle, weights_file
+from training import adapters, network_file, network_pickle, weights_file
 
 TIMEOUT_SEC = 30
 Run = Callable[..., str]
@@ -136,3 +140,61 @@ def test_networks_whose_numbers_are_not_finite(adapter: Callable, network: Path,
     said = refused("convert", source, tmp_path / "out.pt2", "--part", "mapping")
     assert "not finite" in said and str(source) in said
     assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter.safetensors", "bad.pkl"]
+
+
+def _onnx() -> bytes:
+    """The first fields of an ONNX file: version, producer."""
+    return b"\x08\x0a\x12\x0fstylegan-rooted\x1a\x062.13.0:\x05"
+
+
+STRANGERS = {
+    "empty file": b"",
+    "web page": b"\n<!DOCTYPE html><html><head><title>404</title></head></html>",
+    "Git LFS pointer.*`git lfs pull`": b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 9\n",
+    "gzip archive": gzip.compress(b"content"),
+    "is an archive": lzma.compress(b"content"),
+    "JSON text": b'{"message": "Not Found"}',
+    "ONNX graph": _onnx(),
+    "PNG image.*--data": b"\x89PNG\r\n\x1a\n" + bytes(30),
+    "JPEG image.*--data": b"\xff\xd8\xff\xe0" + bytes(30),
+    "begins with zeros": bytes(1000),
+    "cut off inside its header": (500).to_bytes(8, "little") + b'{"a":{"dtype":"F32"',
+    "truncated": b"PK\x03\x04" + bytes(200),
+}
+
+
+@pytest.mark.parametrize("words", STRANGERS)
+def test_what_is_no_network_file_is_named(words: str, refused: Run, tmp_path: Path, capsys: Any) -> None:
+    """What it is and what to do, not which opcode its first byte would be."""
+    path = tmp_path / "network.pkl"
+    path.write_bytes(STRANGERS[words])
+    said = refused("convert", path, tmp_path / "out.safetensors")
+    assert re.search(words, said) and "opcode" not in said and str(path) in said
+    main(["inspect", str(path)])
+    shown = capsys.readouterr().out
+    assert re.search(words, shown) and "container pickle" not in shown
+    assert "safe: no" in shown and "loads: no" in shown
+
+
+def test_header_lengths_that_look_like_other_formats(tmp_path: Path) -> None:
+    """A safetensors file begins with a number: this one's first two bytes are those of gzip."""
+    path = tmp_path / "weights.safetensors"
+    weights_file.save(path, G_ema=make_pair()["G_ema"])
+    data = path.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    wanted = 0x8B1F
+    assert length < wanted
+    header = data[8 : 8 + length] + b" " * (wanted - length)
+    path.write_bytes(wanted.to_bytes(8, "little") + header + data[8 + length :])
+    assert path.read_bytes()[:2] == b"\x1f\x8b" and network_file.load(path).G_ema.img_resolution == 8
+
+
+def test_adapters_are_named(adapter: Callable, network: Path, refused: Run, tmp_path: Path, capsys: Any) -> None:
+    file = adapter(lambda up: up)
+    said = refused("convert", file, tmp_path / "out.pkl")
+    assert "adapter" in said and "--merge" in said and str(file) in said
+    main(["inspect", str(file)])
+    shown = capsys.readouterr().out
+    assert "kind      a low-rank adapter" in shown and "safe: yes" in shown and "--merge" in shown
+    (tmp_path / "page.safetensors").write_bytes(b"<html>")
+    assert "web page" in refused("surgery", network, tmp_path / "out.pkl", "--merge", tmp_path / "page.safetensors")

@@ -749,6 +749,8 @@ def _survey_zip(data: bytes, document: Document) -> None:
         *(zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError, ValueError, struct.error),
         *(OverflowError, LookupError),  # places in the directory that no file has
     ) as error:
+        if data.rfind(b"PK\x05\x06") < 0:
+            raise PickleError("a zip file without its end, where the directory is; truncated") from error
         raise PickleError(f"a damaged zip file ({type(error).__name__})") from error
     machine = _Machine(inner, 0, len(inner), document, _Budget(len(inner)), foreign=True)
     root = machine.run()
@@ -771,6 +773,8 @@ def _zip_entries(data: bytes, archive: zipfile.ZipFile) -> dict[str, zipfile.Zip
     entries = archive.infolist()
     if len(entries) > MAX_ZIP_ENTRIES:
         raise PickleError(f"a zip file of {len(entries)} entries; at most {MAX_ZIP_ENTRIES} are accepted")
+    if not any("data.pkl" in entry.orig_filename.casefold() for entry in entries):
+        raise PickleError("a zip file without a pickle; not a snapshot, but e.g. a data set or arrays of NumPy")
     place, count = _zip_directory(data)
     if (place, count) != (archive.start_dir, len(entries)):
         raise PickleError("a zip file with two directories, or with bytes around its own; damaged or hostile")

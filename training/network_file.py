@@ -69,8 +69,13 @@ def parse(data: bytes, beside: "str | os.PathLike | None" = None) -> dict[str, A
     Raises:
         PickleError: see `load`; the message lacks the file's name.
     """
+    stranger = recognise.stranger(data)
+    if stranger is not None:
+        raise PickleError(f"this is {stranger[0]}: {stranger[1]}")
     if recognise.is_safetensors(data):
         tensors, config = weights_file.read(data, beside)
+        if weights_file.is_adapter(config):
+            raise PickleError(f"this is {weights_file.ADAPTER}, not a network: {weights_file.ADAPTER_REMEDY}")
         if weights_file.is_ours(config):
             return {**weights_file.build(tensors, config), "kind": recognise.SAFETENSORS}
         return {**_bare(tensors), "kind": recognise.SAFETENSORS}

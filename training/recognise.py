@@ -3,6 +3,7 @@
 Source: other-checkpoints.md section 2; networks-and-pickles.md sections 3, 5 and 6.
 """
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -38,6 +39,28 @@ FOREIGN = {
         "its layers differ from StyleGAN2's in noise, styles and residuals",
     ),
 }
+# What comes in place of a network file, by its first bytes: pattern, name in words, what to do.
+_DOWNLOAD = "download it anew, from a direct link"
+_UNPACK = "unpack it and give what was inside"
+_PICTURE = "pictures to learn from go to --data, as a folder or zip"
+_STRANGERS = (
+    (rb"version https://git-lfs", "a Git LFS pointer, not the file itself", "fetch it with `git lfs pull`"),
+    (rb"(\xef\xbb\xbf)?\s*<(!doctype|\?xml|html|head|body|svg|!--)", "a web page (HTML or XML), not the file itself",
+     f"the server answered with a page, e.g. that of a login; {_DOWNLOAD}"),
+    (rb"(\xef\xbb\xbf)?\s*[{\[]\s*([\"{\[\]}]|-?\d)", "JSON text, not the weights themselves",
+     "give the file of the weights; if this is a server's answer, " + _DOWNLOAD),
+    (rb"\x1f\x8b", "a gzip archive", f"{_UNPACK} (gunzip; tar xzf)"),
+    (rb"\xfd7zXZ\0|BZh[1-9]1AY|\x28\xb5\x2f\xfd|7z\xbc\xaf\x27\x1c|Rar!\x1a\x07|(?!\x80).{257}ustar",
+     "an archive", _UNPACK),
+    (rb"\x08[\x01-\x20][\x12\x3a]", "an ONNX graph",
+     "graphs are only written; give the network that it was made from"),
+    (rb"\x89PNG", "a PNG image", _PICTURE),
+    (rb"\xff\xd8\xff", "a JPEG image", _PICTURE),
+    (rb"GIF8[79]a|RIFF.{4}WEBP", "an image", _PICTURE),
+    (rb"\x89HDF\r\n", "an HDF5 file", "networks of Keras are not read"),
+    (rb"\x7fELF|MZ\x90|%PDF", "a program or document", "give a network file"),
+    (rb"\0{64}", "a file that begins with zeros, as broken downloads do", _DOWNLOAD),
+)  # fmt: skip
 _WORDS = {
     SNAPSHOT: "a StyleGAN2 snapshot",
     LEGACY_TF: "a TensorFlow StyleGAN2 pickle",
@@ -76,6 +99,23 @@ def is_safetensors(data: bytes) -> bool:
     """Whether the bytes begin as a safetensors file does: the length of a JSON object, then the object."""
     length = int.from_bytes(data[:8], "little") if len(data) > 8 else 0
     return 2 <= length <= min(MAX_SAFETENSORS_HEADER_BYTES, len(data) - 8) and data[8:9] == b"{"
+
+
+def stranger(data: bytes) -> "tuple[str, str] | None":
+    """What a file is that holds no networks at all, told by its first bytes: its name in words, and what to do.
+
+    None for whatever might be a network file. No snapshot and no file of torch.save begins in one of these ways.
+    """
+    if not data:
+        return "an empty file", _DOWNLOAD
+    if is_safetensors(data):  # their first bytes are a number, which may look like anything
+        return None
+    if data[8:9] == b"{" and len(data) - 8 < int.from_bytes(data[:8], "little") <= MAX_SAFETENSORS_HEADER_BYTES:
+        return "the beginning of a safetensors file, cut off inside its header", _DOWNLOAD
+    for pattern, name, remedy in _STRANGERS:
+        if re.match(pattern, data[:512], re.IGNORECASE | re.DOTALL):
+            return name, remedy
+    return None
 
 
 def family(names: Mapping[str, Any]) -> "str | None":

@@ -24,6 +24,8 @@ from training import augment, data_record, network_pickle, networks, recognise
 
 FORMAT = "stylegan-rooted weights 1"
 ADAPTER_FORMAT = "stylegan-rooted adapter 1"
+ADAPTER = "a low-rank adapter"
+ADAPTER_REMEDY = "add it to the network that its run started from, with stylegan-rooted surgery SRC DEST --merge FILE"
 MODEL_TYPE = "stylegan2"
 NETWORKS = ("G", "D", "G_ema", "augment_pipe")
 CLASSES: dict[str, type] = {
@@ -105,8 +107,10 @@ def read_adapter(path: "str | os.PathLike") -> "tuple[dict[str, tuple[torch.Tens
     with naming(path), open_regular(path) as stream:
         data = stream.read()
     try:
+        if stranger := recognise.stranger(data):
+            raise PickleError(f"this is {stranger[0]}: {stranger[1]}")
         tensors, config = read(data)
-        if config is None or config.get("format") != ADAPTER_FORMAT or not isinstance(config.get("base"), str):
+        if config is None or not is_adapter(config) or not isinstance(config.get("base"), str):
             raise PickleError("this is no adapter; give an adapter-*.safetensors that finetune --train lora:N wrote")
         names = [name.removesuffix(".up") for name in tensors if name.endswith(".up")]
         if sorted(tensors) != sorted(f"{name}.{part}" for name in names for part in ("up", "down")):
@@ -151,6 +155,11 @@ def configuration(nets: Mapping[str, torch.nn.Module], about: Mapping[str, Any],
 def is_ours(config: "dict[str, Any] | None") -> TypeGuard[dict[str, Any]]:
     """Whether a configuration is one that `save` wrote."""
     return config is not None and config.get("format") == FORMAT
+
+
+def is_adapter(config: "dict[str, Any] | None") -> bool:
+    """Whether a configuration is one that `save_adapter` wrote."""
+    return config is not None and config.get("format") == ADAPTER_FORMAT
 
 
 def build(tensors: Mapping[str, torch.Tensor], config: dict[str, Any]) -> dict[str, Any]:
