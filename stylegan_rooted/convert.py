@@ -12,6 +12,7 @@ from typing import Any
 
 from stylegan_rooted import destination, finetune, model_folder, onnx_file, origin, portable
 from stylegan_rooted.convert_options import GRAPHS, SUFFIXES, ConvertOptions, choose_format
+from torch_utils import misc
 from training import network_file, network_pickle, rosinality, run_dir, weights_file
 from training.network_pickle import NetworkFile
 
@@ -131,6 +132,9 @@ def _write_rosinality(opened: NetworkFile, path: Path, options: ConvertOptions, 
 
 def _write_graph(opened: NetworkFile, path: Path, to: str, options: ConvertOptions, about: dict, say: Say) -> Path:
     """Write, read again in the other program, compare; a file that differs does not stay."""
+    name = misc.first_nonfinite(opened.G_ema)  # the comparison would not see those of some classes
+    if name is not None:
+        raise ValueError(f"{opened.path}: G_ema.{name} holds numbers that are not finite; nothing was written")
     exported = portable.export(opened.G_ema, options.part)
     partial = path.with_name(f".{path.name}.{os.getpid()}.unchecked{SUFFIXES[to]}")  # torch looks at the ending
     try:

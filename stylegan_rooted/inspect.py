@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from dnnlib.util import is_url, open_url
+from dnnlib.util import open_url
 from torch_utils import pickle_reader
 from torch_utils.pickle_reader import Document, ObjectRecord, PersistentRecord, PickleError, printable
 from training import augment, network_file, network_pickle, networks, recognise, weights_file
@@ -91,11 +91,10 @@ def inspect_file(path_or_url: "str | os.PathLike") -> InspectReport:
     path = network_file.locate(path_or_url)
     with open_url(path) as stream:
         data = stream.read()
-    beside = None if is_url(path) else Path(path).with_name(network_file.FOLDER_CONFIG)
     found: dict[str, Any] = {}
     problem = None
     try:
-        found = network_file.parse(data, beside)
+        found = network_file.parse(data, path)
     except PickleError as error:
         problem = str(error)
     document, kind, description = _survey(data)

@@ -45,7 +45,7 @@ def describe(opened: NetworkFile, licences: "Mapping[str, str] | None" = None) -
     if run is not None:
         record |= _of_run(run, name_of(opened.path))
     base = record.get("base_model") or {}
-    known = KNOWN_MODELS.get(base.get("sha256", "")) or {}
+    known = KNOWN_MODELS.get(str(base.get("sha256"))) or {}
     record["base_model"] = {**base, **known} if base else dict(KNOWN_MODELS.get(opened.sha256, {}))
     if opened.sha256 in KNOWN_MODELS:  # converted only: the licence stays
         record.setdefault("licences", {"weights": KNOWN_MODELS[opened.sha256]["licence"]})

@@ -26,7 +26,7 @@ from stylegan_rooted.surgery_rules import (
     resolution,
     samples,
 )
-from torch_utils import images, seeding
+from torch_utils import images, misc, seeding
 from training import network_file, network_pickle
 
 NUM_PROBES = 16
@@ -221,9 +221,9 @@ def _check_finite(networks: Networks, where: str) -> None:
     """Raises ValueError where a number of a network is NaN or infinite: what was measured of it would mean nothing."""
     for key in ("G", "D", "G_ema"):
         net = getattr(networks, key)
-        for name, tensor in {} if net is None else net.state_dict().items():
-            if not tensor.isfinite().all():
-                raise ValueError(f"{where}{key}.{name} holds numbers that are not finite; nothing was written")
+        name = None if net is None else misc.first_nonfinite(net)
+        if name is not None:
+            raise ValueError(f"{where}{key}.{name} holds numbers that are not finite; nothing was written")
 
 
 def _sides(have: int, wanted: int) -> list[int]:

@@ -136,6 +136,12 @@ def named_params_and_buffers(module: torch.nn.Module) -> list[tuple[str, torch.T
     return [*module.named_parameters(), *module.named_buffers()]
 
 
+def first_nonfinite(module: torch.nn.Module) -> str | None:
+    """Name of the first parameter or buffer with a number that is NaN or infinite; None if all are finite."""
+    tensors = named_params_and_buffers(module)
+    return next((name for name, tensor in tensors if not bool(tensor.isfinite().all())), None)
+
+
 def copy_params_and_buffers(
     src_module: torch.nn.Module, dst_module: torch.nn.Module, require_all: bool = False
 ) -> None:

@@ -34,9 +34,8 @@ def load(path_or_url: "str | os.PathLike") -> NetworkFile:
     path = locate(path_or_url)
     with open_url(path) as stream:
         data = stream.read()
-    beside = None if is_url(path) else Path(path).with_name(FOLDER_CONFIG)
     try:
-        return _checked(parse(data, beside), path=os.fspath(path_or_url), sha256=hashlib.sha256(data).hexdigest())
+        return _checked(parse(data, path), path=os.fspath(path_or_url), sha256=hashlib.sha256(data).hexdigest())
     except PickleError as error:
         raise PickleError(f"{printable(os.fspath(path_or_url), 500)}: {error}") from None
 
@@ -56,12 +55,12 @@ def locate(path_or_url: "str | os.PathLike") -> str:
     return inside
 
 
-def parse(data: bytes, beside: "str | os.PathLike | None" = None) -> dict[str, Any]:
+def parse(data: bytes, path: "str | None" = None) -> dict[str, Any]:
     """Build our networks from the bytes of a file.
 
     Args:
         data: the whole file.
-        beside: `config.json` for a safetensors file whose header has no configuration; it need not exist.
+        path: where it was read from (see `locate`), for the `config.json` that may lie beside a safetensors file.
 
     Returns:
         The fields of `NetworkFile` except path and sha256; those the format does not have may be missing.
@@ -73,11 +72,16 @@ def parse(data: bytes, beside: "str | os.PathLike | None" = None) -> dict[str, A
     if stranger is not None:
         raise PickleError(f"this is {stranger[0]}: {stranger[1]}")
     if recognise.is_safetensors(data):
+        beside = None if path is None or is_url(path) else Path(path).with_name(FOLDER_CONFIG)
         tensors, config = weights_file.read(data, beside)
         if weights_file.is_adapter(config):
             raise PickleError(f"this is {weights_file.ADAPTER}, not a network: {weights_file.ADAPTER_REMEDY}")
+        weights_file.check_known(config)
         if weights_file.is_ours(config):
-            return {**weights_file.build(tensors, config), "kind": recognise.SAFETENSORS}
+            of_folder = path is not None and Path(path).name == FOLDER_WEIGHTS
+            notes = weights_file.check_beside(config, beside) if beside is not None and of_folder else ()
+            found = weights_file.build(tensors, config)
+            return {**found, "notes": (*found["notes"], *notes), "kind": recognise.SAFETENSORS}
         return {**_bare(tensors), "kind": recognise.SAFETENSORS}
     document = recognise.survey(data)
     code, words = recognise.identify(document)
@@ -108,7 +112,7 @@ def _bare(root: dict) -> dict[str, Any]:
 
 
 def _checked(found: dict[str, Any], *, path: str, sha256: str) -> NetworkFile:
-    """Networks that fit each other, with finite numbers."""
+    """Networks that fit each other."""
     nets: dict[str, Any] = {key: found.get(key) for key in ("G", "D", "G_ema")}
     G_ema = nets["G_ema"]
     for key, net in nets.items():

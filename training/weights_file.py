@@ -36,6 +36,19 @@ CLASSES: dict[str, type] = {
 }
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
 MAX_CONFIG_BYTES = 1 << 20
+MAX_CONFIG_DEPTH = 32
+OURS = "stylegan-rooted"  # what the format of every file of ours begins with
+ORIGIN_KINDS: dict[str, type] = {
+    "source": dict,
+    "training": dict,
+    "data": dict,
+    "metrics": list,
+    "base_model": dict,
+    "licences": dict,
+    "training_set_kwargs": dict,
+    "notes": list,
+}
+ORIGIN_TEXTS = {"base_model": ("name", "licence", "sha256"), "licences": ("weights",)}
 REMEDY = "give a file that stylegan-rooted convert or finetune wrote, or see docs/formats.md"
 
 
@@ -157,6 +170,74 @@ def is_ours(config: "dict[str, Any] | None") -> TypeGuard[dict[str, Any]]:
     return config is not None and config.get("format") == FORMAT
 
 
+def check_known(config: "dict[str, Any] | None") -> None:
+    """Refuse a configuration that describes our networks in a way that this version cannot read.
+
+    Its tensors alone would open as a bare state dict, with guesses in place of settings that the file has.
+
+    Raises:
+        PickleError: such a one.
+    """
+    found = (config or {}).get("format")
+    if found in (FORMAT, ADAPTER_FORMAT):
+        return
+    if isinstance(found, str) and found.startswith(f"{OURS} "):
+        raise PickleError(f"its format is {printable(found, 60)!r}, of a newer version of {OURS}; update to read it")
+    described = (config or {}).get("networks")
+    if isinstance(described, dict) and set(described) & set(NETWORKS):
+        raise PickleError(f"it describes networks in the unknown format {printable(str(found), 60)!r}; {REMEDY}")
+
+
+def check_beside(config: dict[str, Any], beside: "str | os.PathLike") -> tuple[str, ...]:
+    """Hold a folder's `config.json` against the header, which counts.
+
+    Args:
+        config: the header's configuration.
+        beside: the file; it need not exist.
+
+    Returns:
+        A sentence on entries of no consequence that differ, as they do after an edit by hand; else nothing.
+
+    Raises:
+        PickleError: it is damaged, or describes other networks.
+        OSError: it cannot be read.
+    """
+    text = _text_of(beside)
+    if text is None:
+        return ()
+    name = Path(beside).name
+    try:
+        other = _as_config(text)
+    except PickleError as error:
+        raise PickleError(f"{name} beside it: {error}; delete it or convert anew") from None
+    for key in ("format", "networks"):
+        if key in other and other[key] != config.get(key):
+            raise PickleError(f"{name} beside it contradicts the header on {key}; delete it or convert anew")
+    differ = sorted(key for key in set(other) & set(config) if other[key] != config[key])
+    return (f"{name} beside it differs from the header, which counts, on {', '.join(differ)}",) if differ else ()
+
+
+def _check_origin(config: dict[str, Any]) -> None:
+    """Refuse what is said of the origin in another form than ours, on which those who show it would stumble.
+
+    Raises:
+        PickleError: it is.
+    """
+    for key, kind in ORIGIN_KINDS.items():
+        if config.get(key) is not None and not isinstance(config[key], kind):
+            raise PickleError(f"{key} in its configuration is no JSON {'object' if kind is dict else 'list'}; damaged")
+    texts = [("an entry of notes", note) for note in config.get("notes") or []]
+    for part, keys in ORIGIN_TEXTS.items():
+        texts += [(f"{key} of {part}", (config.get(part) or {}).get(key)) for key in keys]
+    for what, value in texts:
+        if value is not None and not isinstance(value, str):
+            raise PickleError(f"{what} in its configuration is no text; damaged")
+    for row in config.get("metrics") or []:
+        parts = [row, *(row.get(key) or {} for key in ("results", "provenance"))] if isinstance(row, dict) else [row]
+        if not all(isinstance(part, dict) for part in parts):
+            raise PickleError("an entry of metrics in its configuration is no JSON object of objects; damaged")
+
+
 def is_adapter(config: "dict[str, Any] | None") -> bool:
     """Whether a configuration is one that `save_adapter` wrote."""
     return config is not None and config.get("format") == ADAPTER_FORMAT
@@ -171,6 +252,7 @@ def build(tensors: Mapping[str, torch.Tensor], config: dict[str, Any]) -> dict[s
     Raises:
         PickleError: the tensors are not those that the configuration describes.
     """
+    _check_origin(config)
     described = config.get("networks")
     if not isinstance(described, dict) or not described or set(described) - set(NETWORKS):
         raise PickleError(f"its configuration describes no networks; {REMEDY}")
@@ -222,10 +304,17 @@ def read(
     length = struct.unpack_from("<Q", data)[0]
     header = json.loads(data[8 : 8 + length])
     text = header.get("__metadata__", {}).get("config")
-    if text is None and beside is not None and Path(beside).is_file():
-        with naming(beside), open(beside, "rb") as stream:
-            text = stream.read(MAX_CONFIG_BYTES + 1)
+    if text is None and beside is not None:
+        text = _text_of(beside)
     return tensors, None if text is None else _as_config(text)
+
+
+def _text_of(path: "str | os.PathLike") -> "bytes | None":
+    """The bytes of a configuration, or one more than it may have; None if there is no such file."""
+    if not Path(path).is_file():
+        return None
+    with naming(path), open(path, "rb") as stream:
+        return stream.read(MAX_CONFIG_BYTES + 1)
 
 
 def _as_config(text: "str | bytes") -> dict[str, Any]:
@@ -238,4 +327,10 @@ def _as_config(text: "str | bytes") -> dict[str, Any]:
         raise PickleError(f"its configuration is no JSON ({printable(str(error), 80)})") from None
     if not isinstance(config, dict):
         raise PickleError("its configuration is no JSON object; damaged")
+    level: list[Any] = [config]
+    for _ in range(MAX_CONFIG_DEPTH):
+        level = [item for value in level for item in (value.values() if isinstance(value, dict) else value)]
+        level = [item for item in level if isinstance(item, (dict, list))]
+    if level:
+        raise PickleError(f"its configuration nests deeper than {MAX_CONFIG_DEPTH}; damaged or hostile")
     return config
