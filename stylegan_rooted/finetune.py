@@ -151,6 +151,8 @@ def _train(plan: "Plan", opened: resume.Opened, say: Say, progress_bar: Callable
             say(f"Checkpoint: {note}")
         with env.together("building the networks"):
             training_run = build_run(plan, path, state=opened.state, say=say)
+            if opened.state is None:
+                checkpoint.seed_random_streams(plan.config.runtime.seed)
             if env.is_main:
                 rewind(training_run, opened)
                 if opened.state is None:
@@ -266,8 +268,16 @@ def rewind(run: Run, opened: resume.Opened) -> None:
     if opened.state is None:
         run_dir.rewind(run.path, {})
         return
-    measured_again = run.progress.settled or run.progress.snapshot_due(run.config.schedule.snap)
-    run_dir.rewind(run.path, opened.state["files"], keep_metrics=not measured_again)
+    progress, beside = run.progress, run.config.metric.run_async
+    measured_again = progress.settled or snapshot_follows(run)
+    run_dir.rewind(run.path, opened.state["files"], keep_metrics=beside or not measured_again)
+    if beside:  # figures of earlier snapshots may have come after the state was saved
+        run_dir.drop_metrics(run.path, progress.cur_nimg + (0 if snapshot_follows(run) else 1))
+
+
+def snapshot_follows(run: Run) -> bool:
+    """Whether a restored run has a snapshot of its last step still to make, again if need be."""
+    return not run.progress.settled and run.progress.snapshot_due(run.config.schedule.snap)
 
 
 def say_what_is_saved(path: Path, error: BaseException, say: Say) -> None:
@@ -774,6 +784,8 @@ class RunHooks:
                 self._evaluator.choose_num = self._choose_num
             if metric.run_async:
                 self._beside = measuring.Beside(run.config, run.path, self._budget)
+        if run.env.is_main and self._beside is None:
+            measuring.forget(run.path)
         self._writers: scalars.Writers | None = None
         if run.env.is_main:
             options = run.config.to_dict()
@@ -784,11 +796,15 @@ class RunHooks:
         self._bar_context = self._bar_factory(self.run.progress.total_nimg - self.run.progress.cur_nimg)
         self._bar = self._bar_context.__enter__()
         self._stopwatch = estimate.Stopwatch(self.run)
+        if self._beside is not None:
+            self._beside.take_up(self.run.progress.cur_nimg - int(snapshot_follows(self.run)))
+            if self._beside.num_pending:
+                self.say(f"Measuring {self._beside.num_pending} snapshots that were left without figures")
         return self
 
     def __exit__(self, *exc: Any) -> None:
         if self._beside is not None:
-            self._beside.close()
+            self._beside.close(keep_waiting=self.run.progress.cur_nimg < self.run.progress.total_nimg)
         self._bar_context.__exit__(*exc)
         if self._writers is not None:
             self._writers.close()

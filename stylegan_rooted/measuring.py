@@ -8,11 +8,12 @@ import contextlib
 import dataclasses
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -158,6 +159,19 @@ def probe(evaluator: Evaluator, G: torch.nn.Module) -> float:
 # --- in a process of its own
 
 
+def waiting_in(path: Path) -> list[tuple[int, Path]]:
+    """(images shown, pickle) of the snapshots in a run folder that wait to be measured, oldest first."""
+    found = ((re.fullmatch(r"\.measuring-(\d+)\.pkl", file.name), file) for file in path.glob(".measuring-*.pkl"))
+    return sorted((int(match[1]), file) for match, file in found if match)
+
+
+def forget(path: Path, spared: Container[Path] = ()) -> None:
+    """Remove what measuring beside left in a run folder."""
+    for file in path.glob(".measuring*"):
+        if file not in spared:
+            file.unlink(missing_ok=True)
+
+
 class Beside:
     """Measures snapshots one after another in a process of its own, so that training does not wait.
 
@@ -218,15 +232,28 @@ class Beside:
             done.append(self._end(timed_out=left <= 0 and self._process.returncode != 0))
         return done
 
-    def close(self) -> None:
-        """End the process, whatever it does; what is waiting is dropped."""
+    def take_up(self, nimg: int) -> None:
+        """Measure what an earlier process of this run left, snapshots of up to `nimg` images; later ones come again.
+
+        With a budget, which leaves out snapshots anyway, they are left out.
+        """
+        for number, kept in waiting_in(self._path):
+            if number > nimg or self._budget is not None:
+                kept.unlink()
+            else:
+                self._waiting.append((self._path / f"network-snapshot-{number // 1000:06d}.pkl", number, None))
+        if self._waiting:
+            self._begin()
+
+    def close(self, *, keep_waiting: bool = False) -> None:
+        """End the process, whatever it does; what is waiting is dropped, or kept for `take_up`."""
         self._waiting.clear()
         if self._process is not None:
             self._process.kill()
             self._process.wait()
             self._process = None
-        for file in self._path.glob(".measuring*"):
-            file.unlink(missing_ok=True)
+        spared = {file for _, file in waiting_in(self._path)} if keep_waiting else set()
+        forget(self._path, spared)
 
     @property
     def num_pending(self) -> int:

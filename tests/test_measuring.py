@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import os
+import signal
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -220,6 +222,39 @@ def test_measuring_beside_gives_the_same_figures(pictures, tmp_path):
         assert a == b and len(a) == 3
     assert not list(beside.glob(".measuring*")) and any(line.startswith("Waiting for ") for line in said)
     assert (beside / measuring.BEST_FILE).exists()
+
+
+def test_snapshots_left_without_figures_are_measured_by_the_next_process(pictures, tmp_path):
+    config = tiny(
+        pictures,
+        tmp_path,
+        metric=MetricConfig(metrics=("fid",), num=8, run_async=True),
+        schedule=ScheduleConfig(kimg=0.04, tick=0.008, snap=1),
+    )
+
+    def interrupt(text: str) -> None:
+        if text.startswith("tick 1"):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    path = finetune.run(config, say=interrupt)
+    left = [nimg for nimg, _ in measuring.waiting_in(path)]
+    assert left and not list(path.glob("metric-*"))  # stopped before the first figures could come
+    said: list[str] = []
+    assert finetune.run(config, say=said.append) == path and "Finished already" not in said[-1]
+    assert any(line.startswith("Measuring ") and "left without figures" in line for line in said)
+    kimg = [r["kimg"] for r in run_dir.read_jsonl(path / "metric-fd.jsonl")]
+    ticks = [row["Progress/kimg"]["mean"] for row in run_dir.read_jsonl(path / "stats.jsonl")]
+    assert kimg == pytest.approx(ticks, rel=1e-6)
+    assert not list(path.glob(".measuring*"))
+
+
+def test_figures_that_came_after_the_state_stay(tmp_path):
+    for nimg in (1000, 2000, 3000):
+        write(tmp_path, [row("fd", float(nimg))], nimg)
+    run_dir.drop_metrics(tmp_path, 3000)
+    assert [r["kimg"] for r in run_dir.read_jsonl(tmp_path / "metric-fd.jsonl")] == [1.0, 2.0]
+    run_dir.drop_metrics(tmp_path, 1000)
+    assert not (tmp_path / "metric-fd.jsonl").exists()
 
 
 def test_a_broken_detector_beside_is_said_and_the_run_finishes(pictures, tmp_path):

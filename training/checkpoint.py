@@ -224,6 +224,13 @@ def restore(run: Any, state: dict[str, Any]) -> None:
     _restore_random_streams(state["random"])
 
 
+def seed_random_streams(seed: int) -> None:
+    """Put the global generators where a new run's stand, so that its states depend on nothing but the command."""
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)
+    random.seed(seed)
+
+
 def nonfinite_weight(run: Any) -> str | None:
     """Name of a weight or buffer that holds a NaN or an infinity, or None. One synchronisation where all is well."""
     for name in NETWORKS:

@@ -103,6 +103,17 @@ def rewind(path: Path, sizes: dict[str, int], *, keep_metrics: bool = False) -> 
                 os.truncate(file, size)
 
 
+def drop_metrics(path: Path, nimg: int) -> None:
+    """Remove the lines of metric-*.jsonl of snapshots taken at or after `nimg` images."""
+    for file in sorted(path.glob("metric-*.jsonl")):
+        rows = read_jsonl(file)
+        kept = [row for row in rows if round((row.get("kimg") or 0.0) * 1000) < nimg]
+        if not kept:
+            file.unlink()
+        elif len(kept) < len(rows):
+            write_atomic(file, "".join(json.dumps(row) + "\n" for row in kept))
+
+
 def remove_leftovers(path: Path) -> None:
     """Remove the unfinished files of a process that was killed while it wrote; its lock must be held."""
     for file in path.glob(".*.tmp"):
