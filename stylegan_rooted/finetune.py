@@ -422,6 +422,7 @@ def prepare(config: FinetuneConfig, env: DistEnv | None = None) -> Plan:
     facts = None
     if checkpoint:
         check_freezed(checkpoint.D, config.optim.freezed)
+        generator_parameters(G, parse_train(config.optim.train))  # refuses what freezes every block
         mbstd = getattr(checkpoint.D.b4, "mbstd", None)
         facts = presets.Checkpoint(resolution=dataset.resolution, mbstd_group=mbstd.group_size if mbstd else None)
     config = presets.resolve(

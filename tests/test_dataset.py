@@ -341,8 +341,12 @@ def test_misfits_say_both_sides_and_the_command():
     assert "stylegan-rooted dataset build 'my photos' DEST.zip --resolution 64`" in message
     assert "--resolution 64 --rgb`" in fits(num_channels=1)
     assert "--resolution 32 --grey`" in fits(want_channels=1, want_resolution=32)
-    assert "--cond" in fits(want_label_dim=3) and "from-folders" in fits(want_label_dim=3)
-    assert "leave out --cond" in fits(label_dim=3)
+    message = fits(want_label_dim=3, network="my net.pkl")
+    assert "--cond true" in message and "from-folders" in message
+    assert "`stylegan-rooted surgery 'my net.pkl' NEW.pkl --classes 0 --keep-class K`" in message
+    assert "leave out --cond" in fits(label_dim=3) and "surgery net.pkl NEW.pkl --classes 3`" in fits(label_dim=3)
+    assert "surgery net.pkl NEW.pkl --classes 4`" in fits(label_dim=4, want_label_dim=3)
+    assert "surgery" not in fits(label_dim=1, want_label_dim=3), "a network has at least two classes"
     assert "labels of 4 numbers" in fits(label_dim=3, want_label_dim=4)
 
 

@@ -16,6 +16,7 @@ from foreign_files import latents, make_pair, state
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from stylegan_rooted.inspect import inspect_file
 from torch_utils import pickle_reader
 from torch_utils.pickle_reader import PickleError
 from training import network_file, network_pickle, rosinality, state_dict, weights_file
@@ -454,6 +455,12 @@ SAFE_EDITS = {
     "has shape": lambda header, config: config["networks"]["G_ema"].update(z_dim=13),
     "lacks": lambda header, config: config["networks"]["G_ema"].update(img_resolution=16),
     "damaged safetensors": lambda header, config: header["G_ema.mapping.w_avg"].update(data_offsets=[0, 4]),
+    "activation 'eval' is unknown": lambda header, config: config["networks"]["G_ema"]["mapping_kwargs"].update(
+        activation="eval"
+    ),
+    "activation ['lrelu'] is unknown": lambda header, config: config["networks"]["D"]["epilogue_kwargs"].update(
+        activation=["lrelu"]
+    ),
     "is torch.int64": lambda header, config: header["G_ema.mapping.w_avg"].update(dtype="I64", shape=[6]),
 }
 
@@ -482,6 +489,8 @@ def test_networks_that_do_not_belong_together(tmp_path: Path) -> None:
     weights_file.save(tmp_path / "a.safetensors", **nets)
     with pytest.raises(PickleError, match="img_resolution of D is 16, of G_ema 8"):
         network_file.load(tmp_path / "a.safetensors")
+    report = inspect_file(tmp_path / "a.safetensors")
+    assert not report.loads and "img_resolution of D is 16" in (report.problem or ""), "inspect says what load does"
 
 
 def test_what_a_weights_file_cannot_hold(tmp_path: Path) -> None:

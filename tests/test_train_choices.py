@@ -184,8 +184,9 @@ def test_choices_that_cannot_be():
     with pytest.raises(ValueError, match="differ"):
         OptimConfig(train="freezed:3", freezed=2)
     G = Generator(z_dim=8, w_dim=8, synthesis_kwargs=dict(WIDTH), **SIZES)
-    with pytest.raises(ValueError, match="nothing of this generator"):
-        generator_parameters(G, parse_train("freeze-mapping,freeze-synthesis:32"))
+    with pytest.raises(ValueError, match="highest block is 16 pixels.*at most 16"):
+        generator_parameters(G, parse_train("freeze-synthesis:32"))
+    assert generator_parameters(G, parse_train("freeze-synthesis:16"))
 
 
 def test_wrong_uses_end_in_one_line(start, tmp_path, capsys):
@@ -194,6 +195,8 @@ def test_wrong_uses_end_in_one_line(start, tmp_path, capsys):
         (("--resume", path, "--train", "lora"), 2),
         (("--resume", "none", "--train", "affines"), 1),
         (("--resume", path, "--train", "freeze-mapping,freeze-synthesis:32"), 1),
+        (("--resume", path, "--train", "freeze-synthesis:512"), 1),
+        (("--resume", path, "--train", "freeze-synthesis:32", "--dry-run"), 1),
     ):
         assert run("finetune", "--data", data, "--outdir", tmp_path / "runs", *argv, *OPTIONS) == code
         err = capsys.readouterr().err

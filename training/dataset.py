@@ -28,6 +28,7 @@ MAX_CLASSES = 1 << 20
 LABELS_FILE = "dataset.json"
 ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError)  # RuntimeError: encrypted
 BUILD_COMMAND = "stylegan-rooted dataset build"
+SURGERY_COMMAND = "stylegan-rooted surgery"
 
 
 class DatasetError(ValueError):
@@ -508,11 +509,13 @@ def check_fits(
         if want_label_dim == 0:
             remedies.append("leave out --cond")
         elif label_dim == 0:
-            remedies.append("add --cond if the data has labels (from one folder per class: --labels from-folders)")
+            remedies.append("add --cond true if the data has labels (from one folder per class: --labels from-folders)")
         else:
-            remedies.append(
-                f"use labels of {want_label_dim} numbers, another network, or train from scratch (--resume none)"
-            )
+            remedies.append(f"use labels of {want_label_dim} numbers, or train from scratch (--resume none)")
+        if label_dim != 1:
+            classes = f"--classes {label_dim}" if label_dim else "--classes 0 --keep-class K"
+            command = f"{SURGERY_COMMAND} {shlex.quote(os.fspath(network))} NEW.pkl {classes}"
+            remedies.append(f"or change the network: `{command}` and --resume NEW.pkl")
     if resolution != want_resolution or options:
         remedies.insert(0, f"run `{build_command(os.fspath(data), want_resolution, *options)}` and train on DEST.zip")
     raise DatasetError(f"{data} has {_describe(*have)}, but {network} wants {_describe(*want)}; {'; '.join(remedies)}")

@@ -35,7 +35,7 @@ def load(path_or_url: "str | os.PathLike") -> NetworkFile:
     with open_url(path) as stream:
         data = stream.read()
     try:
-        return _checked(parse(data, path), path=os.fspath(path_or_url), sha256=hashlib.sha256(data).hexdigest())
+        return _network_file(parse(data, path), path=os.fspath(path_or_url), sha256=hashlib.sha256(data).hexdigest())
     except PickleError as error:
         raise PickleError(f"{printable(os.fspath(path_or_url), 500)}: {error}") from None
 
@@ -68,6 +68,17 @@ def parse(data: bytes, path: "str | None" = None) -> dict[str, Any]:
     Raises:
         PickleError: see `load`; the message lacks the file's name.
     """
+    found = _parse(data, path)
+    for key in ("G", "D"):
+        for name in ("img_resolution", "img_channels", "c_dim"):
+            got, wanted = (getattr(found.get(which), name, None) for which in (key, "G_ema"))
+            if found.get(key) is not None and got != wanted:
+                raise PickleError(f"{name} of {key} is {got}, of G_ema {wanted}; the networks do not belong together")
+    return found
+
+
+def _parse(data: bytes, path: "str | None") -> dict[str, Any]:
+    """`parse` without regard to whether the networks fit each other."""
     stranger = recognise.stranger(data)
     if stranger is not None:
         raise PickleError(f"this is {stranger[0]}: {stranger[1]}")
@@ -111,19 +122,11 @@ def _bare(root: dict) -> dict[str, Any]:
     return state_dict.parse(found)
 
 
-def _checked(found: dict[str, Any], *, path: str, sha256: str) -> NetworkFile:
-    """Networks that fit each other."""
-    nets: dict[str, Any] = {key: found.get(key) for key in ("G", "D", "G_ema")}
-    G_ema = nets["G_ema"]
-    for key, net in nets.items():
-        if net is None:
-            continue
-        for name in ("img_resolution", "img_channels", "c_dim"):
-            if getattr(net, name) != getattr(G_ema, name):
-                got, wanted = getattr(net, name), getattr(G_ema, name)
-                raise PickleError(f"{name} of {key} is {got}, of G_ema {wanted}; the networks do not belong together")
+def _network_file(found: dict[str, Any], *, path: str, sha256: str) -> NetworkFile:
     return NetworkFile(
-        **nets,
+        G=found.get("G"),
+        D=found.get("D"),
+        G_ema=found["G_ema"],
         augment_pipe=found.get("augment_pipe"),
         training_set_kwargs=found.get("training_set_kwargs"),
         path=path,

@@ -24,6 +24,7 @@ from torch.overrides import TorchFunctionMode
 
 from dnnlib.util import EasyDict, atomic_file, open_url
 from torch_utils import persistence, pickle_reader
+from torch_utils.ops import bias_act
 from torch_utils.pickle_reader import PersistentRecord, PickleError, TensorRecord, printable
 from training import augment, data_record, networks, recognise
 
@@ -446,10 +447,15 @@ def _is_number(value: Any) -> bool:
 
 
 def _check_settings(settings: dict, what: str) -> None:
-    """Bounds on every number, so that building costs no more than a real network does."""
+    """Known activations, which layers look up when they first run, and bounds on every number, so that building costs
+    no more than a real network does.
+    """
     pending: list[tuple[str, Any]] = list(settings.items())
     while pending:
         key, value = pending.pop()
+        if key == "activation" and (not isinstance(value, str) or value not in bias_act.activation_funcs):
+            wanted = ", ".join(bias_act.activation_funcs)
+            raise PickleError(f"{what}: activation {printable(ascii(value))} is unknown; one of {wanted}; {REMEDY}")
         if isinstance(value, dict):
             pending.extend(value.items())
         elif isinstance(value, (list, tuple)):

@@ -15,12 +15,14 @@ def generator_parameters(G: torch.nn.Module, choice: TrainChoice) -> list[torch.
     """The parameters of G that `choice` lets learn, in G's order; for adapters those that they act on.
 
     Raises:
-        ValueError: the choice leaves nothing to learn.
+        ValueError: the choice freezes every block of the synthesis network.
     """
-    chosen = [parameter for name, parameter in G.named_parameters() if learns(name, choice)]
-    if not chosen:
-        raise ValueError(f"--train {choice.text}: nothing of this generator is left to learn")
-    return chosen
+    if choice.synthesis_from > G.img_resolution:  # type: ignore[operator]
+        raise ValueError(
+            f"--train {choice.text}: this generator's highest block is {G.img_resolution} pixels, so none would learn; "
+            f"freeze-synthesis:R takes at most {G.img_resolution}"
+        )
+    return [parameter for name, parameter in G.named_parameters() if learns(name, choice)]
 
 
 def learns(name: str, choice: TrainChoice) -> bool:
