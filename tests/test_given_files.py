@@ -113,6 +113,7 @@ def adapter(network: Path, tmp_path: Path) -> Callable[..., Path]:
     [
         (lambda up: up.fill_(torch.nan), "up' holds numbers that are not finite"),
         (lambda up: up.fill_(-torch.inf), "up' holds numbers that are not finite"),
+        (lambda up: up[:, :0], "not matrices of numbers"),
         (lambda up: up.t(), "does not fit this generator"),
     ],
 )
@@ -198,3 +199,15 @@ def test_adapters_are_named(adapter: Callable, network: Path, refused: Run, tmp_
     assert "kind      a low-rank adapter" in shown and "safe: yes" in shown and "--merge" in shown
     (tmp_path / "page.safetensors").write_bytes(b"<html>")
     assert "web page" in refused("surgery", network, tmp_path / "out.pkl", "--merge", tmp_path / "page.safetensors")
+
+
+@pytest.mark.parametrize("number", ["NaN", "-Infinity", "1e999"])
+def test_numbers_that_json_has_not_are_refused_with_the_files_name(number: str, refused: Run, tmp_path: Path) -> None:
+    path = tmp_path / "weights.safetensors"
+    rows = [{"metric": "fid", "results": {"fid": 7.25}}]
+    weights_file.save(path, G_ema=make_pair()["G_ema"], about={"metrics": rows})
+    data = path.read_bytes().replace(b"7.25", number.encode())
+    length = int.from_bytes(path.read_bytes()[:8], "little") + len(number) - 4
+    path.write_bytes(length.to_bytes(8, "little") + data[8:])
+    said = refused("convert", path, tmp_path / "out.safetensors")
+    assert "not finite" in said and str(path) in said

@@ -7,6 +7,7 @@ Documented in docs/formats.md.
 """
 
 import json
+import math
 import os
 import struct
 from collections.abc import Mapping
@@ -128,8 +129,8 @@ def read_adapter(path: "str | os.PathLike") -> "tuple[dict[str, tuple[torch.Tens
         names = [name.removesuffix(".up") for name in tensors if name.endswith(".up")]
         if sorted(tensors) != sorted(f"{name}.{part}" for name in names for part in ("up", "down")):
             raise PickleError("its tensors are not pairs; damaged")
-        if not all(t.ndim == 2 and t.is_floating_point() for t in tensors.values()):
-            raise PickleError("its tensors are not matrices; damaged")
+        if not names or not all(t.ndim == 2 and t.numel() and t.is_floating_point() for t in tensors.values()):
+            raise PickleError("its tensors are not matrices of numbers; damaged")
         for name, tensor in tensors.items():
             if not tensor.isfinite().all():
                 raise PickleError(f"{printable(name)!r} holds numbers that are not finite; damaged")
@@ -330,6 +331,8 @@ def _as_config(text: "str | bytes") -> dict[str, Any]:
     level: list[Any] = [config]
     for _ in range(MAX_CONFIG_DEPTH):
         level = [item for value in level for item in (value.values() if isinstance(value, dict) else value)]
+        if any(isinstance(item, float) and not math.isfinite(item) for item in level):
+            raise PickleError("its configuration holds a number that is not finite, which JSON has not; damaged")
         level = [item for item in level if isinstance(item, (dict, list))]
     if level:
         raise PickleError(f"its configuration nests deeper than {MAX_CONFIG_DEPTH}; damaged or hostile")
