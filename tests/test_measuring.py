@@ -229,7 +229,7 @@ def test_snapshots_left_without_figures_are_measured_by_the_next_process(picture
         pictures,
         tmp_path,
         metric=MetricConfig(metrics=("fid",), num=8, run_async=True),
-        schedule=ScheduleConfig(kimg=0.04, tick=0.008, snap=1),
+        schedule=ScheduleConfig(kimg=0.016, tick=0.008, snap=1),
     )
 
     def interrupt(text: str) -> None:
