@@ -25,17 +25,24 @@ from training.dataset import LABELS_FILE, DatasetError, open_source, parse_label
 
 NEAR_BITS = 4  # of the 64 of a difference hash that may differ between near duplicates
 FLAT_BITS = 4  # a hash with fewer set, or unset, bits belongs to a picture without features: not compared
+NEAR_SIDE = 8
+NEAR_COLOUR = 6.0  # most root mean square difference of so many colours, in levels of 255, of near duplicates
 BORDER_SHARE = 0.04  # of the side that must be of one colour, on two opposite sides
 BORDER_SPREAD = 6  # largest range of grey levels within a border
 GREY_SPREAD = 8  # largest difference between channels of a grey image stored in colour
 GREY_AMONG = 0.5  # grey images are a finding where they are fewer than this share
+BORDER_WHITE = 248  # a stripe at least so light is a margin of the page, as behind transparent pixels: no bar
 BLUR_RATIO = 0.004  # `_detail` below which an image counts as enlarged
+REPEATED_LINES = 8  # fewer lines or columns that differ from the one before may be a plain drawing
+BLANK_SPREAD = 2  # largest range of levels of an image of one colour
+SMALL_AMONG = 0.5  # short sides below this share of the usual one are named
 EXTREME_ASPECT = 1.6
 IMBALANCE = 10.0  # largest class over smallest
 SMALL_CLASS = 50
 ASYMMETRY_SIDE = 32
 ASYMMETRY_DRAWS = 500
 ASYMMETRY_P = 0.01
+ASYMMETRY_SHARE = 0.01  # common to all images, of what sets them apart from their mirror images: large from here on
 ASYMMETRY_MIN_IMAGES = 20
 MAX_ASYMMETRY_IMAGES = 2000
 THUMB_SIDE = 112
@@ -102,9 +109,12 @@ class _Seen:
     digest: str
     bits: int
     grey: bool
+    blank: bool
     border: bool
     detail: float
+    repeated: bool  # every pixel stands for several: enlarged without smoothing
     transparent: bool
+    colours: np.ndarray  # uint8 [NEAR_SIDE, NEAR_SIDE, 3]
     small: np.ndarray  # [S, S] grey levels in [0, 1]
 
 
@@ -134,6 +144,7 @@ def check(
     findings = [
         *_unreadable(unreadable),
         *_duplicates(seen, thumbs),
+        *_blank(seen, thumbs),
         *_sizes(seen, resolution, thumbs),
         *_colours(seen, thumbs),
         *_borders(seen, thumbs),
@@ -143,7 +154,7 @@ def check(
     findings += class_findings + _mirror(mirror)
     return Check(
         source=path,
-        num_files=len(source.names) + len(source.others),
+        num_files=len(source.names) + sum(name != LABELS_FILE for name in source.others),
         num_images=len(seen),
         sizes=[(f"{w}x{h}", n) for (w, h), n in Counter(s.size for s in seen).most_common(12)],
         modes=Counter(s.mode for s in seen).most_common(),
@@ -164,21 +175,26 @@ def asymmetry(small: np.ndarray) -> dict[str, Any]:
         small: [N, S, S] in [0, 1].
 
     Returns:
-        `verdict` ("mirror looks safe", "mirror changes the images", "too few images"), `p_pixels`, `p_features` (the
-        share of random signs with a statistic at least as large; Phipson & Smyth 2010 add one), `num_images`.
+        `verdict` ("mirror looks safe", "mirror changes the images", "... a little", "too few images"), `p_pixels`,
+        `p_features` (the share of random signs with a statistic at least as large; Phipson & Smyth 2010 add one),
+        `share` (how large the difference is, which p does not say: see `_sign_test`), `num_images`.
     """
     if len(small) < ASYMMETRY_MIN_IMAGES:
         return {"verdict": "too few images", "num_images": len(small)}
     random = np.random.default_rng(seeding.derive(0, "asymmetry"))
     if len(small) > MAX_ASYMMETRY_IMAGES:
         small = small[random.choice(len(small), MAX_ASYMMETRY_IMAGES, replace=False)]
-    p_pixels = _sign_test((small - small[:, :, ::-1]).reshape(len(small), -1), random)
-    p_features = _sign_test(_features(small) - _features(small[:, :, ::-1]), random)
-    safe = min(p_pixels, p_features) >= ASYMMETRY_P / 2  # two looks
+    p_pixels, pixels = _sign_test((small - small[:, :, ::-1]).reshape(len(small), -1), random)
+    p_features, features = _sign_test(_features(small) - _features(small[:, :, ::-1]), random)
+    verdict = "mirror looks safe"
+    if min(p_pixels, p_features) < ASYMMETRY_P / 2:  # two looks
+        large = max(pixels, features) >= ASYMMETRY_SHARE
+        verdict = "mirror changes the images" + ("" if large else " a little")
     return {
-        "verdict": "mirror looks safe" if safe else "mirror changes the images",
+        "verdict": verdict,
         "p_pixels": p_pixels,
         "p_features": p_features,
+        "share": max(pixels, features),
         "num_images": len(small),
     }
 
@@ -227,35 +243,47 @@ def _look(name: str, data: bytes) -> _Seen:
         digest=hashlib.sha256(str(image.size).encode() + pixels.tobytes()).hexdigest(),
         bits=difference_hash(np.asarray(image.convert("L").resize((9, 8), 3 if min(image.size) > 16 else 1))),
         grey=coloured and int(np.ptp(pixels.astype(np.int16), axis=2).max(initial=0)) <= GREY_SPREAD,
+        blank=int(np.ptp(pixels.reshape(-1, 3), axis=0).max()) <= BLANK_SPREAD,
         border=_has_border(grey),
         detail=_detail(grey),
+        repeated=_is_repeated(pixels),
         transparent=transparent,
+        colours=np.asarray(image.convert("RGB").resize((NEAR_SIDE, NEAR_SIDE), 4)),  # box: the mean of each cell
         small=np.asarray(image.convert("L").resize((ASYMMETRY_SIDE, ASYMMETRY_SIDE), 3), dtype=np.float32) / 255,
     )
 
 
 def _has_border(grey: np.ndarray) -> bool:
-    """Stripes of one colour along two opposite sides, and something else between them."""
+    """Stripes of one colour along two opposite sides, and between straight edges something that fills the width.
+
+    White stripes are margins. So is what lies around a subject that does not reach the other two sides.
+    """
     for lines in (grey, grey.T):
         width = max(math.ceil(BORDER_SHARE * len(lines)), 2)
-        if len(lines) < 4 * width:
-            continue
         stripes = np.stack([lines[:width], lines[-width:]])
-        across = lines.T[: len(lines.T) // 8 or 1]  # a plain background runs along the other sides, too
-        flat = int(np.ptp(stripes)) <= BORDER_SPREAD
-        if flat and int(np.ptp(across)) > 4 * BORDER_SPREAD and int(np.ptp(lines[width : 2 * width])) > BORDER_SPREAD:
-            return True
-        if flat and _jumps(lines, width):
+        if len(lines) < 4 * width or int(np.ptp(stripes)) > BORDER_SPREAD or np.median(stripes) >= BORDER_WHITE:
+            continue
+        unlike = np.abs(lines.astype(np.int16) - int(np.median(stripes))) > BORDER_SPREAD
+        begun, filled = np.flatnonzero(unlike.any(axis=1)), np.flatnonzero(unlike.mean(axis=1) > 0.5)
+        if len(filled) < len(lines) // 4:
+            continue
+        straight = filled[0] - begun[0] <= width and begun[-1] - filled[-1] <= width
+        body, end = unlike[filled[0] : filled[-1] + 1], lines.shape[1] // 16 or 1
+        if straight and min(body[:, :end].mean(), body[:, -end:].mean()) > 0.5:
             return True
     return False
 
 
-def _jumps(lines: np.ndarray, width: int) -> bool:
-    """Whether both stripes end in a straight edge, as letterboxes do."""
-    edges = np.abs(np.diff(lines.astype(np.int16), axis=0)) > 3 * BORDER_SPREAD  # [H - 1, W]
-    straight = edges.mean(axis=1) > 0.5
-    half = len(straight) // 2
-    return bool(straight[width - 1 : half].any() and straight[half : len(straight) - width + 1].any())
+def _is_repeated(pixels: np.ndarray) -> bool:
+    """Whether [H, W, 3] was enlarged to twice its size or more by repeating pixels.
+
+    Then no two lines in a row differ from the one before each, and no two columns; a plain drawing has few that do.
+    """
+    for axis in (0, 1):
+        changes = np.diff(pixels.astype(np.int16), axis=axis).any(axis=(1 - axis, 2))
+        if changes.sum() < REPEATED_LINES or (changes[1:] & changes[:-1]).any():
+            return False
+    return True
 
 
 def _detail(grey: np.ndarray) -> float:
@@ -301,14 +329,30 @@ def _duplicates(seen: list[_Seen], thumbs: "_Thumbs") -> list[Finding]:
             [name for names in same for name in names], same, thumbs.of([n for names in same for n in names]),
         ))  # fmt: skip
     firsts = [s for s in seen if by_digest[s.digest][0] == s.name]
-    groups = _groups(near_pairs([s.bits for s in firsts]), [s.name for s in firsts])
+    pairs = [(a, b) for a, b in near_pairs([s.bits for s in firsts]) if _alike(firsts[a].colours, firsts[b].colours)]
+    groups = _groups(pairs, [s.name for s in firsts])
     if groups:
         findings.append(Finding(
             "near-duplicate", "warning", f"{sum(map(len, groups)) - len(groups)} images are nearly copies of others",
-            "Look at the groups: crops, other sizes and re-saved files of one picture count like duplicates.",
+            "Look at the groups: other sizes and re-saved files of one picture count like duplicates.",
             [name for names in groups for name in names], groups, thumbs.of([n for names in groups for n in names]),
         ))  # fmt: skip
     return findings
+
+
+def _alike(a: np.ndarray, b: np.ndarray) -> bool:
+    """Whether colours differ as little as those of one picture saved twice; a hash of grey levels cannot tell."""
+    return float(np.sqrt(np.mean((a.astype(np.float32) - b) ** 2))) <= NEAR_COLOUR
+
+
+def _blank(seen: list[_Seen], thumbs: "_Thumbs") -> list[Finding]:
+    blank = [s.name for s in seen if s.blank]
+    if not blank:
+        return []
+    return [Finding(
+        "blank", "warning", f"{len(blank)} images are of one colour", "Leave them out: nothing is to be seen on them.",
+        blank, thumbs=thumbs.of(blank),
+    )]  # fmt: skip
 
 
 def _sizes(seen: list[_Seen], resolution: int | None, thumbs: "_Thumbs") -> list[Finding]:
@@ -321,7 +365,17 @@ def _sizes(seen: list[_Seen], resolution: int | None, thumbs: "_Thumbs") -> list
                 "They would be enlarged, and the network would learn their blur; leave them out or train smaller.",
                 tiny, thumbs=thumbs.of(tiny),
             ))  # fmt: skip
-    blurred = [s.name for s in seen if s.detail < BLUR_RATIO and (resolution is None or min(s.size) >= resolution)]
+    elif seen:
+        usual = int(np.median([min(s.size) for s in seen]))
+        tiny = [s.name for s in seen if min(s.size) < SMALL_AMONG * usual]
+        if tiny:
+            findings.append(Finding(
+                "too-small", "warning", f"{len(tiny)} images are smaller than half of the usual {usual} pixels",
+                "They would be enlarged; leave them out, or say --resolution to have all named that are too small.",
+                tiny, thumbs=thumbs.of(tiny),
+            ))  # fmt: skip
+    large = [s for s in seen if resolution is None or min(s.size) >= resolution]
+    blurred = [s.name for s in large if (s.detail < BLUR_RATIO and not s.blank) or s.repeated]
     if blurred:
         findings.append(Finding(
             "enlarged", "warning", f"{len(blurred)} images look enlarged: there is no detail at their own size",
@@ -413,11 +467,15 @@ def _classes(source: Any, names: list[str]) -> tuple[list[tuple[str, int]], list
 
 
 def _mirror(result: dict[str, Any]) -> list[Finding]:
-    if result["verdict"] != "mirror changes the images":
+    if not result["verdict"].startswith("mirror changes"):
         return []
-    p = min(result["p_pixels"], result["p_features"])
+    small = result["verdict"].endswith("a little")
+    p, share = min(result["p_pixels"], result["p_features"]), 100 * result["share"]
+    size = f"{share:.2g} % of what sets an image apart from its mirror image is common to all"
     return [Finding(
-        "asymmetric", "note", f"left and right differ (p = {p:.3g})",
+        "asymmetric", "note", f"left and right differ{' a little' if small else ''} ({size}; by chance: p ≤ {p:.2g})",
+        "No chance, but small: --mirror costs little, unless text, flags or faces in profile are what you train on."
+        if small else
         "Do not use --mirror: text, faces in profile or light from one side would be drawn both ways.",
     )]  # fmt: skip
 
@@ -443,16 +501,22 @@ def _groups(pairs: list[tuple[int, int]], names: list[str]) -> list[list[str]]:
     return [group for group in members.values() if len(group) > 1]
 
 
-def _sign_test(differences: np.ndarray, random: np.random.Generator) -> float:
-    """p-value of a mean difference of zero: differences [N, D], each as likely with the other sign."""
+def _sign_test(differences: np.ndarray, random: np.random.Generator) -> tuple[float, float]:
+    """Whether the mean of differences [N, D] is zero, each being as likely with the other sign.
+
+    Returns:
+        (p-value; share of the mean squared difference that is common to all, at least 0, without the 1/N that chance
+        gives).
+    """
     num = len(differences)
     gram = differences.astype(np.float64) @ differences.astype(np.float64).T
     signs = random.choice([-1.0, 1.0], size=[ASYMMETRY_DRAWS, num])
     drawn = np.einsum("dn,dn->d", signs @ gram, signs)
     observed = gram.sum()
     if observed <= 1e-12 * np.trace(gram) or not np.trace(gram):
-        return 1.0
-    return float((1 + (drawn >= observed * (1 - 1e-12)).sum()) / (1 + ASYMMETRY_DRAWS))
+        return 1.0, 0.0
+    p = float((1 + (drawn >= observed * (1 - 1e-12)).sum()) / (1 + ASYMMETRY_DRAWS))
+    return p, float(max(observed / (num * np.trace(gram)) - 1 / num, 0) / (1 - 1 / num))
 
 
 def _features(small: np.ndarray) -> np.ndarray:

@@ -88,6 +88,64 @@ def test_planted_defects_are_all_found(clean):
     assert "asymmetric" not in found and "class-balance" not in found
 
 
+def test_enlarged_pixels_blanks_and_much_smaller_files_are_found(clean):
+    """Nearest-neighbour enlargement by whole and broken factors, one colour only, a small file among larger ones."""
+    picture(201, (16, 16)).resize((SIDE, SIDE), 0).save(clean / "four.png")
+    picture(202, (24, 24)).resize((SIDE, SIDE), 0).save(clean / "broken.png")
+    picture(203, (20, 20)).save(clean / "small.png")
+    Image.new("RGB", (SIDE, SIDE), (90, 30, 30)).save(clean / "blank.png")
+    found = codes(clean)
+    assert set(found["enlarged"]) == {"four.png", "broken.png"}
+    assert found["blank"] == ["blank.png"] and found["too-small"] == ["small.png"]
+
+
+def flat(shape: str, colour, background="white") -> Image.Image:
+    """An icon as fonts draw it: plain colours, sharp edges, much of the page empty."""
+    image = Image.new("RGB", (SIDE, SIDE), background)
+    draw = ImageDraw.Draw(image)
+    if shape == "flag":
+        draw.rectangle((0, 12, SIDE, 51), fill=colour)
+        draw.rectangle((0, 26, SIDE, 38), fill="gold")
+    else:
+        draw.ellipse((8, 6, 55, 57), fill=colour)
+        draw.ellipse((18, 20, 26, 32), fill="black")
+        draw.ellipse((36, 20, 44, 32), fill="black")
+        draw.line((20, 44, 40, 48), fill="black", width=3)
+    return image
+
+
+def test_flat_graphics_are_no_copies_and_have_no_bars(clean):
+    """The same face in other skins, flags in other colours: on a white page, and faces on a plain dark one."""
+    for i, colour in enumerate(("#f7dece", "#e0bb95", "#bf8f68", "#9b643d", "#594539", "#fcd34d")):
+        flat("face", colour).save(clean / f"face-{i}.png")
+        flat("flag", colour).save(clean / f"flag-{i}.png")
+        flat("face", colour, (20 + 30 * i, 20, 60)).save(clean / f"night-{i}.png")
+    assert codes(clean) == {}
+    flat("face", "#f7dece").resize((96, 96), 3).save(clean / "copy.jpg")
+    assert set(codes(clean)["near-duplicate"]) == {"face-0.png", "copy.jpg"}
+
+
+def test_labels_file_is_no_image(clean):
+    (clean / "dataset.json").write_text(json.dumps({"labels": None}))
+    check = dataset_check.check(str(clean))
+    assert (check.num_files, check.num_images, check.findings) == (40, 40, [])
+
+
+def test_a_slight_difference_of_the_sides_is_called_slight():
+    """Many images make p small; the share says how large the difference is."""
+    random = np.random.RandomState(0)
+    small = (0.5 + 0.1 * random.randn(1500, 32, 32)).astype(np.float32)
+    small[:, :, :16] += 0.009
+    share = 0.009**2 / (0.009**2 + 2 * 0.1**2)  # of the squared differences of the sides
+    measured = dataset_check._sign_test((small - small[:, :, ::-1]).reshape(1500, -1), np.random.default_rng(0))[1]
+    assert measured == pytest.approx(share, rel=0.1)
+    result = dataset_check.asymmetry(small)
+    assert result["verdict"] == "mirror changes the images a little" and result["p_pixels"] < 0.003
+    assert share / 2 < result["share"] < 0.01
+    (finding,) = dataset_check._mirror(result)
+    assert "a little" in finding.title and "Do not" not in finding.advice
+
+
 def test_light_from_one_side_is_noticed(tmp_path):
     """Light from the left in every picture: mirroring would change what the set is."""
     for i in range(60):

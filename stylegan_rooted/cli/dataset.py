@@ -122,7 +122,9 @@ def check(data: str, resolution: int | None, html: str | None, as_json: bool) ->
     for finding in found.findings:
         click.echo(printable(f"{finding.severity}: {finding.title}"), err=True)
         click.echo(printable(f"  {finding.advice}"), err=True)
-    click.echo(f"{found.num_images} of {found.num_files} files can be used; {found.mirror['verdict']}", err=True)
+    sides = found.mirror["verdict"]
+    sides += " to tell whether --mirror is safe" if sides == "too few images" else ""
+    click.echo(f"{found.num_images} of {found.num_files} files can be used; {sides}", err=True)
     if html is not None:
         write_atomic(Path(html), report_data.render(found))
         click.echo(f"Wrote {html}", err=True)
