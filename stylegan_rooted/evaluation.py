@@ -68,7 +68,7 @@ class Evaluator:
     metrics; the family's other names mirror it where the run does. Copies are looked for among the images trained on,
     and what --subset left out is the held-out split. Several processes share the work: all call `evaluate`, rank 0 asks
     the others for their part of each set of features and gets the figures, which do not depend on the number of
-    processes.
+    processes. Transparent images are laid on white, generated and real ones.
     """
 
     dataset: ImageDataset
@@ -156,7 +156,9 @@ class Evaluator:
         for group in groups.values():
             measure = self._path_length if group[0].figure == "ppl" else self._distances
             for definition, row in measure(G, group, group[0].num or num or self.config.num, seed):
-                row = dataclasses.replace(row, name=definition.result_name(row.name), metric=definition.name)
+                details = row.details | ({"background": "white"} if self.dataset.num_channels == 4 else {})
+                name = definition.result_name(row.name)
+                row = dataclasses.replace(row, name=name, metric=definition.name, details=details)
                 rows.setdefault(definition.name, []).append(row)
         return [row for definition in definitions for row in rows[definition.name]]
 
@@ -297,7 +299,7 @@ class Evaluator:
         if wanted.kind != "generated":
             dataset = self._dataset(wanted)
             most = len(dataset) if wanted.num is None else min(wanted.num, len(dataset))
-            return dataset.image_batches(BATCH, batches=batches, num=most)
+            return map(image_utils.opaque, dataset.image_batches(BATCH, batches=batches, num=most))
         return metrics_evaluate.generated_images(
             G,
             num=wanted.num or self.config.num,

@@ -68,7 +68,8 @@ def run(
     except MetricUnavailable as error:
         raise ValueError(str(error)) from error
     for row in rows:
-        say(f"{row.text}  ({row.num_fake} generated, {row.num_real} real; {row.extractor})")
+        background = f"; alpha on {row.details['background']}" if "background" in row.details else ""
+        say(f"{row.text}  ({row.num_fake} generated, {row.num_real} real; {row.extractor}{background})")
     for warning in dict.fromkeys(row.warning for row in rows if row.warning):
         say(f"Warning: {warning}")
     leading = headline(rows)

@@ -5,11 +5,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from PIL import Image
 from runs import quiet
 from test_finetune import run_cli, tiny
+from test_surgery import networks
+from test_surgery import save as save_networks
 
 from stylegan_rooted import cache, finetune
+from stylegan_rooted.evaluation import Evaluator, ImageSet
 from training import run_dir
+from training.config import MetricConfig
+from training.dataset import ImageDataset
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +58,30 @@ def test_metrics_against_a_reference(pictures, snapshot, tmp_path, capsys):
     assert run_cli(*arguments, "--metrics", "kid", "--reference", tmp_path / "reference.npz") == 1
     assert "FID can be measured against it" in capsys.readouterr().err
     (snapshot.parent / "metric-fd.jsonl").unlink()
+
+
+def test_transparency_is_measured_on_white(tmp_path, capsys):
+    """A network with alpha and data with alpha; the same data without alpha, laid on white, have the same features."""
+    folder, rgba, rgb, network = tmp_path / "in", tmp_path / "rgba.zip", tmp_path / "rgb.zip", tmp_path / "a.pkl"
+    folder.mkdir()
+    for i in range(8):
+        image = Image.new("RGBA", (16, 16), (250, 10 * i, 0, 40))
+        image.paste((0, 0, 200, 255), (4, 4, 12, 9 + i))
+        image.save(folder / f"{i}.png")
+    for data, kind in ((rgba, "--rgba"), (rgb, "--rgb")):
+        assert run_cli("dataset", "build", folder, data, "--resolution", "16", kind) == 0
+    save_networks(network, networks(img_channels=4))
+    capsys.readouterr()
+    wanted = "fid,kid,pr,memorisation,ppl"
+    assert run_cli("metrics", "--network", network, "--data", rgba, "--metrics", wanted, "--num", "8", "--json") == 0
+    out, err = capsys.readouterr()
+    assert "alpha on white" in err
+    assert {r["provenance"]["details"]["background"] for r in json.loads(out)} == {"white"}
+    means = []
+    for data in (rgba, rgb):
+        evaluator = Evaluator(ImageDataset(str(data)), MetricConfig(num=8), torch.device("cpu"), 0)
+        means.append(evaluator._real_features(ImageSet("real", None), torch.nn.Identity()).mean)
+    np.testing.assert_allclose(*means, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(
