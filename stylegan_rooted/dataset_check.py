@@ -280,7 +280,7 @@ def _is_repeated(pixels: np.ndarray) -> bool:
     Then no two lines in a row differ from the one before each, and no two columns; a plain drawing has few that do.
     """
     for axis in (0, 1):
-        changes = np.diff(pixels.astype(np.int16), axis=axis).any(axis=(1 - axis, 2))
+        changes = np.asarray(np.diff(pixels.astype(np.int16), axis=axis).any(axis=(1 - axis, 2)))
         if changes.sum() < REPEATED_LINES or (changes[1:] & changes[:-1]).any():
             return False
     return True
