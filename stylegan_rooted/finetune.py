@@ -19,6 +19,7 @@ import torch
 
 from dnnlib import EasyDict
 from metrics.evaluate import MetricResult
+from metrics.features import MetricUnavailable
 from stylegan_rooted import __version__, estimate, evaluation, losses, measuring, presets, resume, scalars
 from stylegan_rooted.surgery_rules import discriminator_for
 from torch_utils import distributed, images, misc, seeding
@@ -781,7 +782,8 @@ class RunHooks:
         if self._evaluator is not None and run.env.is_main:
             metric = run.config.metric
             if metric.budget_share is not None:
-                self._budget = measuring.Budget(metric.budget_share, run.snapshot_nimg, metric.num, say)
+                beside = metric.run_async
+                self._budget = measuring.Budget(metric.budget_share, run.snapshot_nimg, metric.num, say, beside=beside)
                 self._evaluator.choose_num = self._choose_num
             if metric.run_async:
                 self._beside = measuring.Beside(run.config, run.path, self._budget)
@@ -863,10 +865,17 @@ class RunHooks:
         """Hand a snapshot to the process that measures; at the end of the run, wait for it."""
         if self._beside is None:
             return
-        if self._budget is not None and self._budget.too_early(self._seen(run), last=run.progress.finished):
-            self.say(f"Metrics left out: {measuring.TOO_EARLY} (training goes on)")
-            return
-        seconds = self._budget.share * self._budget.interval_sec(self._seen(run)) if self._budget else None
+        seconds = None
+        if self._budget is not None:
+            self._collect(run)  # what has ended counts
+            try:
+                self._budget.allow(self._seen(run), last=run.progress.finished)
+                if self._beside.num_pending and not run.progress.finished:
+                    raise MetricUnavailable("--metrics-budget keeps no queue, and a measurement is still going on")
+            except MetricUnavailable as problem:
+                self.say(f"Metrics left out: {problem} (training goes on)")
+                return
+            seconds = self._budget.share * self._budget.interval_sec(self._seen(run))
         self._beside.submit(path, run.progress.cur_nimg, budget_sec=seconds)
         if run.progress.finished and not self.stop_requested:
             self.say(f"Waiting for {self._beside.num_pending} measurements")

@@ -78,6 +78,7 @@ class Budget:
         say: Receives the line that tells the choice.
         num: What was chosen.
         spent_sec: Seconds that measurements have taken so far.
+        beside: Measurements run beside training, which goes on meanwhile.
     """
 
     share: float
@@ -86,6 +87,7 @@ class Budget:
     say: Say
     num: int | None = None
     spent_sec: float = 0.0
+    beside: bool = False
     start: float = field(default_factory=time.monotonic)
 
     def choose(self, evaluator: Evaluator, G: torch.nn.Module, *, seen_nimg: int, last: bool) -> int:
@@ -100,17 +102,26 @@ class Budget:
         Raises:
             MetricUnavailable: Not this time; the message says why.
         """
-        trained_sec, interval_sec = self.trained_sec, self.interval_sec(seen_nimg)
+        self.allow(seen_nimg, last=last)
         if self.num is None:
-            if self.too_early(seen_nimg, last=last):
-                raise MetricUnavailable(TOO_EARLY)
+            interval_sec = self.interval_sec(seen_nimg)
             self.num = self.num_for(self.share * interval_sec, probe(evaluator, G), interval_sec)
-        elif not last and self.spent_sec > self.share * (trained_sec + self.spent_sec):
-            raise MetricUnavailable(
-                f"--metrics-budget {self.share:.3g} of the time is used up ({self.spent_sec:.0f} s of measuring after "
-                f"{trained_sec:.0f} s of training)"
-            )
         return self.num
+
+    def allow(self, seen_nimg: int, *, last: bool) -> None:
+        """Whether a snapshot may be measured now.
+
+        Raises:
+            MetricUnavailable: Not this time; the message says why.
+        """
+        if self.too_early(seen_nimg, last=last):
+            raise MetricUnavailable(TOO_EARLY)
+        trained_sec = self.trained_sec
+        if not last and self.spent_sec > self.share * (trained_sec + (0 if self.beside else self.spent_sec)):
+            raise MetricUnavailable(
+                f"--metrics-budget {self.share:.3g} of the time is used up ({self.spent_sec:.1f} s of measuring "
+                f"{'beside' if self.beside else 'after'} {trained_sec:.1f} s of training)"
+            )
 
     def too_early(self, seen_nimg: int, *, last: bool) -> bool:
         """Whether too little has been trained to know how long it takes."""
@@ -118,8 +129,8 @@ class Budget:
 
     @property
     def trained_sec(self) -> float:
-        """Seconds of this process without measurements."""
-        return time.monotonic() - self.start - self.spent_sec
+        """Seconds of this process without the measurements that training waited for."""
+        return time.monotonic() - self.start - (0 if self.beside else self.spent_sec)
 
     def interval_sec(self, seen_nimg: int) -> float:
         """Seconds of training between two snapshots, from what has been seen so far."""
@@ -127,7 +138,7 @@ class Budget:
 
     def num_for(self, budget_sec: float, sec_per_image: float, interval_sec: float) -> int:
         """The number that takes `budget_sec`, within [MIN_NUM, most]; says what it is."""
-        fits = int(budget_sec / max(sec_per_image, 1e-9))
+        fits = max(int(budget_sec / max(sec_per_image, 1e-9)), 0)
         num = min(max(fits, MIN_NUM), max(self.most, MIN_NUM))
         times = f"{sec_per_image:.3g} s each, {interval_sec:.3g} s of training between snapshots"
         if fits < MIN_NUM:
@@ -174,6 +185,8 @@ def forget(path: Path, spared: Container[Path] = ()) -> None:
 
 class Beside:
     """Measures snapshots one after another in a process of its own, so that training does not wait.
+
+    With a budget, the process's seconds count from its start to its end, loading included.
 
     On a CPU that process takes one thread at low priority. Its results come back through files, and everything that
     can happen to it ends in a line, never in the training.
@@ -272,6 +285,7 @@ class Beside:
                 "snapshot": str(self._path / f".measuring-{nimg}.pkl"),
                 "num": num,
                 "budget_sec": budget_sec if self._budget and num is None else None,
+                "started": time.time(),
             },
         )
         environment = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
@@ -301,6 +315,8 @@ class Beside:
             problem, fingerprint = found["problem"], found["fingerprint"]
             if self._budget is not None:
                 self._budget.num = self._budget.num or found["num"]
+                for line in found["said"]:
+                    self._budget.say(line)
         except (OSError, ValueError, TypeError, KeyError):
             rows, fingerprint = [], None
             lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
@@ -325,7 +341,7 @@ def measure_job(job_file: Path, result_file: Path) -> None:
         os.nice(10)
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     said: list[str] = []
-    result: dict[str, Any] = {"rows": [], "problem": None, "fingerprint": None, "num": job["num"]}
+    result: dict[str, Any] = {"rows": [], "problem": None, "fingerprint": None, "num": job["num"], "said": said}
     try:
         loaded = generate.open_network(job["snapshot"], config.metric.device or config.runtime.device)
         dataset = ImageDataset(
@@ -339,8 +355,8 @@ def measure_job(job_file: Path, result_file: Path) -> None:
         if job["budget_sec"] is not None:
             share = config.metric.budget_share or 1.0
             budget = Budget(share, 0, config.metric.num, said.append)
-            seconds = job["budget_sec"]
-            result["num"] = budget.num_for(seconds, probe(evaluator, loaded.G), seconds / share)
+            seconds, loading = job["budget_sec"], time.time() - job["started"]
+            result["num"] = budget.num_for(seconds - loading, probe(evaluator, loaded.G), seconds / share)
         rows = evaluator.measure(loaded.G, num=result["num"])
         result |= {"rows": [row.as_dict() for row in rows], "fingerprint": evaluator.fingerprint}
     except (MetricUnavailable, ValueError, OSError) as error:

@@ -205,6 +205,51 @@ def test_budget_in_a_run(pictures, tmp_path, monkeypatch):
     assert measured and {line["provenance"]["num_fake"] for line in measured} == {120}
 
 
+def test_budget_beside_training_is_said_and_kept(pictures, tmp_path, monkeypatch):
+    """The process is played by one that takes half a second and brings its line; a hundredth of the time allows it
+    once, and the last snapshot is measured whatever it takes."""
+    play = (
+        "import json, sys, time; time.sleep(0.5); "
+        "json.dump({'rows': [], 'problem': 'played', 'fingerprint': None, 'num': 100, 'said': ['Metrics: 100 images'] "
+        "if json.load(open(sys.argv[1]))['num'] is None else []}, open(sys.argv[2], 'w'))"
+    )
+    monkeypatch.setattr(measuring, "MODULE", ("-c", play))
+    said: list[str] = []
+    metric = MetricConfig(metrics=("fid",), num=120, budget="1%", run_async=True)
+    config = tiny(pictures, tmp_path, metric=metric, schedule=ScheduleConfig(kimg=0.08, tick=0.004, snap=1))
+    finetune.run(config, say=said.append)
+    assert said.count("Metrics: 100 images") == 1
+    reasons = ("0.01 of the time is used up", "keeps no queue")
+    assert sum(any(reason in line for reason in reasons) for line in said) >= 15
+    assert sum(line.startswith("Metrics left out: played") for line in said) == 2
+
+
+def test_the_process_beside_tells_its_choice_and_counts_its_loading(pictures, tmp_path, monkeypatch):
+    monkeypatch.setattr(measuring, "probe", lambda evaluator, G: 0.1)
+    monkeypatch.setattr(os, "nice", lambda by: by)
+    monkeypatch.setattr(torch, "set_num_threads", lambda num: None)
+    monkeypatch.setattr(evaluation.Evaluator, "measure", lambda self, G, num: [row("fd", num)])
+    metric = MetricConfig(metrics=("fid",), num=1000, budget="50%", run_async=True)
+    config = tiny(pictures, tmp_path, metric=metric, schedule=ScheduleConfig(kimg=0.004, tick=0.004, snap=1))
+    path = finetune.run(config.replace(metric=MetricConfig(metrics=("none",))), say=quiet)
+    job, result = tmp_path / "job.json", tmp_path / "result.json"
+    for started, num in ((time.time(), 400), (time.time() - 20, 200)):
+        run_dir.write_json(
+            job,
+            {
+                "config": config.to_dict(),
+                "snapshot": str(path / "network-snapshot-000000.pkl"),
+                "num": None,
+                "budget_sec": 40,
+                "started": started,
+            },
+        )
+        measuring.measure_job(job, result)
+        found = json.loads(result.read_text())
+        assert found["problem"] is None and found["num"] == pytest.approx(num, abs=30)
+        assert found["said"][0].startswith(f"Metrics: {found['num']} generated images keep within 0.5")
+
+
 def test_measuring_beside_gives_the_same_figures(pictures, tmp_path):
     metric = MetricConfig(metrics=("fid", "kid"), num=8)
     inside = finetune.run(tiny(pictures, tmp_path / "a", metric=metric), say=quiet)
