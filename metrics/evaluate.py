@@ -426,8 +426,8 @@ class _Work:
             {
                 "name": "kid",
                 "value": kid.mean,
-                "spread": kid.std,
-                "std_error": kid.std_error,
+                "spread": kid.std if np.isfinite(kid.std) else None,
+                "std_error": kid.std_error if np.isfinite(kid.std_error) else None,  # of two images there is none
                 "num_subsets": kid.num_subsets,
                 "subset_size": kid.subset_size,
                 "warning": self._few("kid", "its standard error is rough itself"),
@@ -530,7 +530,7 @@ class _Work:
             return None
         return (
             f"{' and '.join(few)} images with {need} features: the covariance is rank-deficient and the figure biased "
-            "upwards; go by the kernel distance, which has no such bias"
+            "upwards; go by the kernel distance (--metrics kid), which has no such bias"
         )
 
     def _few(self, figure: str, why: str, *, reals: bool = True) -> str | None:

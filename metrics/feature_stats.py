@@ -20,6 +20,7 @@ import torch
 
 from dnnlib.util import open_regular
 from metrics.features import FeatureExtractor, MetricUnavailable
+from metrics.frechet_inception_distance import is_covariance
 
 COVARIANCES = ("nvidia", "cleanfid")
 """Conventions of the covariance: divided by n (biased, the ADA family) or by n - 1 (unbiased, clean-fid)."""
@@ -260,6 +261,8 @@ def read_reference(path: str | Path, extractor: FeatureExtractor) -> Precomputed
                 f"{path}: {name} is {array.dtype} {list(array.shape)}, the {extractor.name} detector wants finite "
                 f"numbers {list(shapes[name] or ())}"
             )
+    if "sigma" in arrays and not is_covariance(arrays["sigma"]):
+        raise ValueError(f"{path}: sigma is no covariance: it is not symmetric, or has negative eigenvalues")
     mean = arrays.get("mu", feats.mean(0) if feats is not None else None)
     sigma = arrays.get("sigma")
     return Precomputed(

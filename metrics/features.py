@@ -234,15 +234,18 @@ class TorchScriptExtractor:
         path = weights_file(detector)
         self.digest = _sha256(path)
         self._device = torch.device(device)
+        self._path = path
         self._module = _load_torchscript(path).to(self._device)
         self.num_features = self(torch.zeros(2, 3, 64, 64, dtype=torch.uint8)).shape[1]
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
         x = images.expand(-1, 3, -1, -1).to(self._device, torch.float32, memory_format=torch.channels_last)
-        with torch.no_grad(), _quiet(), _failing_as_unavailable("detector", x):
+        with torch.no_grad(), _quiet(), _failing_as_unavailable(str(self._path), x):
             features = self._features(x)
         if not isinstance(features, torch.Tensor) or features.ndim < 2 or len(features) != len(images):
-            raise MetricUnavailable(f"the {self.name} detector gives no row of numbers for each image")
+            raise MetricUnavailable(f"{self._path} gives no row of numbers for each image, as a detector should")
+        if not torch.isfinite(features).all():
+            raise MetricUnavailable(f"{self._path} gives non-finite features, so there is nothing to measure")
         return features.flatten(1).to(torch.float32)
 
     def _features(self, x: torch.Tensor) -> torch.Tensor:
@@ -265,7 +268,7 @@ class Vgg16Extractor(TorchScriptExtractor):
 
     def perceive(self, images: torch.Tensor) -> torch.Tensor:
         """Rows whose squared Euclidean distance is LPIPS, of images float [N, 3, H, W] in [0, 255]."""
-        with torch.no_grad(), _quiet(), _failing_as_unavailable("VGG16", images):
+        with torch.no_grad(), _quiet(), _failing_as_unavailable(str(self._path), images):
             return self._module(images.to(self._device), resize_images=False, return_lpips=True)
 
     def _features(self, x: torch.Tensor) -> torch.Tensor:
@@ -333,7 +336,7 @@ def find_inception(detector: str | Path | None = None) -> Path:
     path = inception_home() / INCEPTION_FILE
     if not path.is_file():
         raise MetricUnavailable(
-            f"FID and KID need the Inception weights: fetch {INCEPTION_URL} and put it at {path}, "
+            f"the inception detector needs its weights: fetch {INCEPTION_URL} and put it at {path}, "
             "or name the file with --detector-file FILE"
         )
     return path
@@ -430,7 +433,7 @@ def _load_torchscript(path: Path) -> Any:
         with _quiet():
             return torch.jit.load(str(path), map_location="cpu").eval()
     except (RuntimeError, ValueError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = re.split(r"[.!?]\s|\n", str(error).strip())[0]  # torch goes on about pickles
         raise MetricUnavailable(f"{path} is no TorchScript file ({reason})") from error
 
 
@@ -470,7 +473,7 @@ def _failing_as_unavailable(what: str, x: torch.Tensor) -> Iterator[None]:
         yield
     except (RuntimeError, TypeError) as error:
         reason = str(error).strip().splitlines()[-1]
-        raise MetricUnavailable(f"the {what} network failed on {list(x.shape)} images: {reason}") from error
+        raise MetricUnavailable(f"{what} failed on {list(x.shape)} images: {reason}") from error
 
 
 def _sha256(path: Path) -> str:

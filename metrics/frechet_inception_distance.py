@@ -63,6 +63,18 @@ def frechet_distance(mu1: np.ndarray, sigma1: np.ndarray, mu2: np.ndarray, sigma
     return max(float(distance), 0.0)
 
 
+def is_covariance(sigma: np.ndarray) -> bool:
+    """A quick look: symmetric and, but for a millionth of its trace, positive semi-definite."""
+    if not np.allclose(sigma, sigma.T, rtol=0, atol=1e-6 * np.abs(sigma).max(initial=0)):
+        return False
+    shift = 1e-6 * max(float(np.trace(sigma)), 0) + np.finfo(np.float64).tiny
+    try:
+        np.linalg.cholesky((sigma.astype(np.float64) + sigma.T) / 2 + shift * np.eye(len(sigma)))
+    except np.linalg.LinAlgError:
+        return False
+    return True
+
+
 class FrechetReference:
     """One Gaussian whose symmetric root is taken once, so that many distances to it cost little each.
 

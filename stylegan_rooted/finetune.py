@@ -364,6 +364,14 @@ def check_options(config: FinetuneConfig) -> None:
             f"--patience {config.metric.patience} counts measurements of {kinds}, and --metrics "
             f"{','.join(config.metric.metrics)} has none: add {kinds}, or drop --patience"
         )
+    if config.schedule.keep_best in ("fid", "kid") and not set(counted) & set(config.metric.metrics):
+        raise ValueError(
+            f"--keep-best {config.schedule.keep_best} goes by measurements, and --metrics "
+            f"{','.join(config.metric.metrics)} has none: add {config.schedule.keep_best}, or drop --keep-best"
+        )
+    if config.metric.budget is not None and config.metric.metrics == ("none",):
+        raise ValueError(f"--metrics-budget {config.metric.budget} is for measuring, not --metrics none; drop one")
+    config.metric.check_held_out()
     if config.loss.name != "rooted":
         defaults = LossConfig()
         for option in ("k", "tail", "tail_at", "scale", "acts_on"):

@@ -33,7 +33,7 @@ def run(
     Args:
         network: Pickle, path or URL.
         data: Folder or zip.
-        config: Which figures, how.
+        config: Which figures, how; one at least.
         subset: How many of the images were trained on, drawn with `seed`.
         mirror: Whether their mirrors were, too.
         seed: Of the generated images.
@@ -46,11 +46,13 @@ def run(
     Raises:
         ValueError, OSError: Something the user can mend, a missing detector among them.
     """
-    if config.metrics == ("none",):
-        raise ValueError("--metrics none measures nothing; name some, e.g. --metrics fid,kid")
     loaded = generate.open_network(network, device)
     G: Any = loaded.G
     dataset = ImageDataset(data, use_labels=G.c_dim > 0, max_size=subset, xflip=mirror, random_seed=seed)
+    if subset is not None and subset > dataset.num_source_images:
+        raise ValueError(f"--subset {subset} is more than the {dataset.num_source_images} images of {data}")
+    if dataset.num_source_images < 2:
+        raise ValueError(f"{data} holds {dataset.num_source_images} image; distances need at least 2")
     check_fits(
         resolution=dataset.resolution,
         num_channels=dataset.num_channels,
@@ -73,7 +75,8 @@ def run(
     for warning in dict.fromkeys(row.warning for row in rows if row.warning):
         say(f"Warning: {warning}")
     leading = headline(rows)
-    if leading is not None and len(rows) > 1:
+    biased = leading is not None and leading.name.startswith(("fid", "fd")) and leading.warning
+    if leading is not None and len(rows) > 1 and not biased:  # where it is, the warning names what to go by
         say(f"Go by: {leading.text}")
     folder = Path(network).parent
     in_run = not is_url(network) and (folder / "training_options.json").is_file()

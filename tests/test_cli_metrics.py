@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 from runs import quiet
+from test_features import scripted
 from test_finetune import run_cli, tiny
 from test_surgery import networks
 from test_surgery import save as save_networks
@@ -60,6 +61,57 @@ def test_metrics_against_a_reference(pictures, snapshot, tmp_path, capsys):
     (snapshot.parent / "metric-fd.jsonl").unlink()
 
 
+def test_two_images_have_no_error_and_a_biased_figure_is_no_advice(pictures, snapshot, capsys):
+    arguments = ["metrics", "--network", snapshot, "--data", pictures, "--json"]
+    assert run_cli(*arguments, "--num", "2", "--metrics", "kid,fid") == 0
+    out, err = capsys.readouterr()
+    assert "NaN" not in out and "nan" not in err and "Go by: KD" in err
+    assert run_cli(*arguments, "--num", "8", "--metrics", "fid,memorisation") == 0
+    err = capsys.readouterr().err
+    assert "go by the kernel distance (--metrics kid)" in err and "Go by" not in err
+    for file in snapshot.parent.glob("metric-*.jsonl"):
+        file.unlink()
+
+
+class Odd(torch.nn.Module):
+    """A detector that fails, or gives what cannot be measured."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.kind == "scalar":
+            return x.mean()
+        if self.kind == "failing":
+            return x.reshape(7, 11)
+        return x.mean([2, 3]) / 0
+
+
+def test_files_that_do_not_serve_are_named(pictures, snapshot, tmp_path, capsys):
+    def refused(*arguments) -> str:
+        assert run_cli("metrics", "--network", snapshot, "--num", "8", *arguments) == 1
+        (line,) = capsys.readouterr().err.strip().splitlines()
+        return line
+
+    for kind, says in (("scalar", "gives no row"), ("failing", "failed on"), ("infinite", "gives non-finite features")):
+        file = tmp_path / f"{kind}.pt"
+        scripted(Odd(kind), file)
+        line = refused("--data", pictures, "--detector", "torchscript", "--detector-file", file)
+        assert line.startswith(f"Error: {file} {says}")
+    text = tmp_path / "text.pt"
+    text.write_text("no program\n")
+    line = refused("--data", pictures, "--detector", "torchscript", "--detector-file", text)
+    assert line.startswith(f"Error: {text} is no TorchScript file (") and ". " not in line.split(" (", 1)[1]
+    np.savez(tmp_path / "odd.npz", mu=np.zeros(96), sigma=-np.eye(96))
+    line = refused("--data", pictures, "--metrics", "fid", "--reference", tmp_path / "odd.npz")
+    assert line.startswith(f"Error: {tmp_path / 'odd.npz'}: sigma is no covariance")
+    one = tmp_path / "one"
+    one.mkdir()
+    Image.new("RGB", (16, 16)).save(one / "a.png")
+    assert f"{one} holds 1 image" in refused("--data", one)
+
+
 def test_transparency_is_measured_on_white(tmp_path, capsys):
     """A network with alpha and data with alpha; the same data without alpha, laid on white, have the same features."""
     folder, rgba, rgb, network = tmp_path / "in", tmp_path / "rgba.zip", tmp_path / "rgb.zip", tmp_path / "a.pkl"
@@ -87,7 +139,11 @@ def test_transparency_is_measured_on_white(tmp_path, capsys):
 @pytest.mark.parametrize(
     "arguments, code, message",
     [
-        (["--metrics", "none"], 1, "--metrics none measures nothing"),
+        (["--metrics", "none"], 2, "--metrics none measures nothing"),
+        (["--metrics", "fid,kid,fid"], 2, "names fid more than once"),
+        (["--metrics", "is"], 1, "the inception detector needs its weights"),
+        (["--metrics", "fid", "--held-out", "absent"], 2, "--held-out absent is for --metrics memorisation"),
+        (["--subset", "5000"], 1, "--subset 5000 is more than the 12 images of "),
         (["--metrics", "beauty"], 2, "--metrics beauty is unknown"),
         (["--metrics", "fid50k_full"], 1, "inception-2015-12-05.pt"),
         (["--metrics", "ppl2_wend"], 1, "--vgg-file"),
@@ -96,7 +152,7 @@ def test_transparency_is_measured_on_white(tmp_path, capsys):
         (["--detector", "resnet"], 2, "--detector resnet is unknown"),
         (["--detector", "torchscript", "--detector-file", "https://example.invalid/x"], 1, "#sha256=DIGEST"),
         (["--reference", "absent.npz"], 1, "absent.npz"),
-        (["--repeats", "0"], 2, "--metric-repeats 0"),
+        (["--repeats", "0"], 2, "'--repeats': 0 is not in the range 1<=x<="),
     ],
 )
 def test_refusals_are_one_line(pictures, snapshot, capsys, monkeypatch, tmp_path, arguments, code, message):

@@ -207,7 +207,10 @@ def test_command_json_sheet_and_exit_code(clean, tmp_path, capsys):
     assert "&lt;b&gt;copy&amp;.png" in page and "<b>copy" not in page and "http" not in page.replace("http-equiv", "")
     assert run("dataset", "check", tmp_path / "nothing") == 1
     assert run("dataset", "check", clean, "--html", tmp_path / "sheet.pdf") == 2
-    assert run("dataset", "build", clean, tmp_path / "d.zip", "--resolution", 32, "--fit", "pad") == 0
+    built = ("dataset", "build", clean, tmp_path / "d.zip", "--resolution", 32, "--fit", "pad")
+    assert run(*built, "--transform", "stretch") == 2
+    assert "--fit pad is --transform" in capsys.readouterr().err
+    assert run(*built) == 0
 
 
 def test_sheet_of_a_clean_set(clean):

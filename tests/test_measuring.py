@@ -146,6 +146,20 @@ def test_budget_option(text, share):
         assert MetricConfig(budget=text).budget_share == pytest.approx(share or 1.0)
 
 
+@pytest.mark.parametrize(
+    "metric, keep_best, message",
+    [
+        ({"metrics": ("none",), "budget": "5%"}, "auto", "--metrics-budget 5% is for measuring, not --metrics none"),
+        ({"metrics": ("pr",)}, "fid", "--keep-best fid goes by measurements, and --metrics pr has none"),
+        ({"held_out": "x.zip"}, "auto", "--held-out x.zip is for --metrics memorisation"),
+    ],
+)
+def test_options_without_effect_are_refused(metric, keep_best, message):
+    config = FinetuneConfig(metric=MetricConfig(**metric)).replace(schedule__keep_best=keep_best)
+    with pytest.raises(ValueError, match=message):
+        finetune.check_options(config)
+
+
 # --- in a run
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from stylegan_rooted.build_options import FITS, LABELS, RESIZE_FILTERS, TRANSFORMS, BuildOptions
 
@@ -44,6 +45,9 @@ def build(source: str, dest: str, channels: str | None, fit: str | None, overwri
     """
     options["channels"] = channels or "auto"
     if fit is not None:
+        chosen = click.get_current_context().get_parameter_source("transform") is not ParameterSource.DEFAULT
+        if chosen and options["transform"] != FITS[fit]:
+            raise click.UsageError(f"--fit {fit} is --transform {FITS[fit]}, not {options['transform']}; give one")
         options["transform"] = FITS[fit]
     try:
         BuildOptions(**options)

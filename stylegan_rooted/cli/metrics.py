@@ -21,13 +21,14 @@ from stylegan_rooted.cli.options import (
     apply_fields,
     field_options,
     say,
+    usage_errors,
 )
-from training.config import DETECTOR_MODES, MetricConfig
+from training.config import DETECTOR_MODES, MAX_REPEATS, MetricConfig
 
 FIELDS = [
     Field("--metrics", "metrics", METRICS_HELP, CommaList(), "Figures"),
     Field("--num", "num", "Generated images of the short names.", click.IntRange(min=2), "Figures"),
-    Field("--repeats", "repeats", REPEATS_HELP, int, "Figures"),
+    Field("--repeats", "repeats", REPEATS_HELP, click.IntRange(1, MAX_REPEATS), "Figures"),
     Field("--reference", "reference", REFERENCE_HELP, str, "Figures", "unset"),
     Field("--held-out", "held_out", HELD_OUT_HELP, str, "Figures", "what --subset leaves out"),
     Field("--detector", "detector", DETECTOR_HELP, str, "Detector"),
@@ -93,6 +94,10 @@ def command(
       stylegan-rooted metrics --network cats.pkl --data cats.zip --metrics fid,kid,pr,memorisation --num 5000
     """
     config = apply_fields(MetricConfig(), FIELDS, values)
+    if config.metrics == ("none",):
+        raise click.UsageError("--metrics none measures nothing; name some, e.g. --metrics fid,kid")
+    with usage_errors():
+        config.check_held_out()
     from stylegan_rooted import measure
 
     records = measure.run(network, data, config, subset=subset, mirror=mirror, seed=seed, device=device, say=say)
