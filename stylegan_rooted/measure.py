@@ -10,7 +10,7 @@ from dnnlib.util import is_url
 from metrics.evaluate import headline
 from metrics.features import MetricUnavailable
 from stylegan_rooted import evaluation, generate
-from training import run_dir
+from training import measured, run_dir
 from training.config import MetricConfig
 from training.dataset import ImageDataset, check_fits
 
@@ -81,14 +81,18 @@ def run(
     folder = Path(network).parent
     in_run = not is_url(network) and (folder / "training_options.json").is_file()
     number = re.search(r"network-snapshot-(\d+)\.pkl$", network)
+    kimg = measured.kimg_in(folder, network) if in_run else None  # a name holds whole kimg only
+    if kimg is None and number:
+        kimg = int(number[1])
     lines = []
     for name, record in evaluation.records(
         rows,
         snapshot=Path(network).name if in_run else None,
-        nimg=int(number[1]) * 1000 if number else None,
+        nimg=None if kimg is None else round(kimg * 1000),
         seconds=time.time() - start,
         fingerprint=evaluator.fingerprint,
     ):
+        record[measured.ADDED] = "metrics"
         lines.append(run_dir.plain(record))
         if in_run:
             run_dir.append_jsonl(folder / f"metric-{name}.jsonl", record)

@@ -37,6 +37,7 @@ from stylegan_rooted.report_run import RunRecord
 from training import network_file, run_dir
 from training.config import MetricConfig
 from training.dataset import DatasetError, ImageDataset, check_fits, grid_indices
+from training.measured import BOTH
 from training.network_pickle import NetworkFile
 
 FORMAT = "stylegan-rooted report 2"
@@ -143,8 +144,9 @@ def compose(
     missing: list[str] = []
     data = _open_data(wanted, looks, missing)
     _give_names(looks)
+    as_run = _as_recorded(looks, wanted) if before is not None and wanted.measure == "missing" else wanted
     for look in looks:
-        _measure(look, data, wanted, say)
+        _measure(look, data, as_run if look.role == "before" else wanted, say)
     sheet = _data_sheet(data, wanted, album, say) if data is not None else None
     facts = []
     for i, look in enumerate(looks):
@@ -286,6 +288,23 @@ def _check_fits(dataset: ImageDataset, loaded: generate.Loaded) -> None:
         data=dataset.path,
         network=loaded.path,
     )
+
+
+def _as_recorded(looks: Sequence[_Look], wanted: Wanted) -> Wanted:
+    """How the first run measured its figures, so that a network from before it is measured alike."""
+    run, snapshot = looks[0].run, looks[0].snapshot
+    recorded = run.figures_of(snapshot) if run is not None and snapshot is not None else {}
+    provenance = next((recorded[name].provenance for name in BOTH if name in recorded), {})
+    num, seed = provenance.get("num_fake"), provenance.get("seed")
+    if run is None or run.config is None or not isinstance(num, int) or not isinstance(seed, int):
+        return wanted
+    default = MetricConfig()
+    given = {f.name: getattr(wanted.metric_config, f.name) for f in dataclasses.fields(default)}
+    given = {name: value for name, value in given.items() if value != getattr(default, name)} | {"num": num}
+    config = dataclasses.replace(run.config.metric, **given)
+    if config.detector_file is not None and not Path(config.detector_file).is_file():
+        return wanted
+    return dataclasses.replace(wanted, metric_config=config, seed=seed)
 
 
 def _measure(look: _Look, data: ImageDataset | None, wanted: Wanted, say: Say) -> None:
@@ -505,7 +524,7 @@ def _report(
         "title": wanted.title or _title(subjects, sheet),
         "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "metrics": {row["name"]: row["value"] for row in first["figures"]},
-        "metrics_before": {row["name"]: row["value"] for row in before["figures"]} if before else None,
+        "metrics_before": report_facts.before_values(first["figures"], before["figures"]) if before else None,
         "meaning": report_facts.meaning([row for s in subjects for row in s["figures"]]),
         "warnings": report_facts.warnings(subjects, sheet),
         "missing": missing,

@@ -14,10 +14,13 @@ from stylegan_rooted.finetune import loss_options
 from stylegan_rooted.report_charts import Point, Series, number, thinned
 from stylegan_rooted.report_run import MetricRow, RunRecord, mean_of
 from training import watchdog
+from training.measured import ALIKE
 from training.watchdog import Figures
 
 SURE = 2.0  # standard errors of a difference that count as a change
 LABELS = {"fid_inf": "FID∞", "fd_inf": "FD∞", "is": "Inception score", "ppl": "PPL", "fpl": "FPL"}
+MAX_APART = 3  # figures measured otherwise that are named one by one
+WORDS = {"num_fake": "generated images:", "num_real": "real images:", "data_fingerprint": "data"}
 PHASES = ("Gmain", "Greg", "Gboth", "Dmain", "Dreg", "Dboth")
 PARTS = {"generator": "G", "discriminator_fake": "D, generated", "discriminator_real": "D, real"}
 
@@ -133,14 +136,27 @@ def _figure(run: RunRecord, name: str, signs: dict[str, str]) -> Plot:
     errors = [None if row.error is None else 1.96 * row.error for row in rows]
     series = [Series(label, [(row.kimg, row.value) for row in rows], errors=errors)]
     state = watchdog.HEALTHY
-    if name == run.headline()[0] and watchdog.OVERFITTING in signs and "distances" in signs[watchdog.OVERFITTING]:
+    if name == run.distances(run.kimg)[0] and "measurements of" in signs.get(watchdog.OVERFITTING, ""):
         state = watchdog.OVERFITTING
         sentence = f"Overfitting: {signs[state]}."
     else:
         sentence = _figure_sentence(rows, name, label, higher)
     if rows[-1].warnings:
         sentence += " A warning stands beside it: " + rows[-1].warnings[0].split(": ", 1)[-1] + "."
+    if name in run.apart:
+        sentence += f" {_apart(run.apart[name], rows[-1])}"
     return Plot(label, about.strip(), sentence, series, state, lowest=None if name in ("kid", "kd") else 0.0)
+
+
+def _apart(others: Sequence[MetricRow], alike: MetricRow) -> str:
+    """What is left out of a curve because it was measured otherwise."""
+    shown = []
+    for row in others[-MAX_APART:]:
+        keys = [key for key in (*ALIKE, "seed") if row.provenance.get(key) != alike.provenance.get(key)]
+        differing = ", ".join(f"{WORDS.get(key, key)} {row.provenance.get(key, 'unknown')}" for key in keys)
+        shown.append(f"{with_error(row)} at {number(row.kimg)} kimg ({differing})")
+    more = f" and {len(others) - MAX_APART} earlier ones" if len(others) > MAX_APART else ""
+    return f"Not in the curve, as measured otherwise: {'; '.join(shown)}{more}."
 
 
 def _figure_sentence(rows: Sequence[MetricRow], name: str, label: str, higher: bool) -> str:

@@ -14,14 +14,13 @@ from stylegan_rooted import origin, report_answer, report_curves
 from stylegan_rooted.generate import Loaded
 from stylegan_rooted.report_run import MetricRow, RunRecord, mean_of
 from training.config import FinetuneConfig
-from training.measured import BOTH, FRECHET
+from training.measured import ALIKE, BOTH, FRECHET
 from training.network_pickle import NetworkFile
 
 NOT_RECORDED = "not recorded"
 FAR_APART = 10  # a largest value this many times the smallest: a logarithmic axis for curves of several runs
 INTERVAL = 1.96  # standard errors on each side of a 95 % interval
 PLACES = ("data.path", "runtime.outdir")  # options that say where, not how
-ALIKE = ("extractor", "digest", "resize", "num_real", "num_fake", "covariance", "data_fingerprint")
 MEANING = {
     True: (
         "FID and KID are distances between Inception-v3 features of real and generated images: they compare with other "
@@ -211,6 +210,17 @@ def compare(subjects: Sequence[dict[str, Any]], flags: dict[str, str]) -> dict[s
         "problems": _not_alike(subjects, names),
         "options": _differing(runs) if len(runs) > 1 else [],
         "charts": _overlaid(runs) if len(runs) > 1 else [],
+    }
+
+
+def before_values(figures: Sequence[dict[str, Any]], before: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Figures from before the training, by name, that were measured as those after it."""
+    after = {row["name"]: row["provenance"] for row in figures}
+    return {
+        row["name"]: row["value"]
+        for row in before
+        if row["name"] in after
+        and all(str(row["provenance"].get(key)) == str(after[row["name"]].get(key)) for key in ALIKE)
     }
 
 

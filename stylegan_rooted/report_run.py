@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from dnnlib.util import is_url
-from training import watchdog
+from training import measured, watchdog
 from training.config import FinetuneConfig
 from training.measured import BOTH, FRECHET
 from training.watchdog import Figures, Verdict
@@ -42,6 +42,7 @@ class MetricRow:
         snapshot: File name of the pickle.
         warnings: What stands beside the figure.
         provenance: What it was computed from and with.
+        added: Whether it came later, from the command `metrics`.
     """
 
     kimg: float
@@ -50,17 +51,22 @@ class MetricRow:
     snapshot: str
     warnings: list[str]
     provenance: dict[str, Any]
+    added: bool = False
 
 
 @dataclass
 class RunRecord:
-    """What a run folder tells. Folders of the StyleGAN2-ADA family serve too; what they lack is left out."""
+    """What a run folder tells. Folders of the StyleGAN2-ADA family serve too; what they lack is left out.
+
+    `metrics` holds, by name and in order of kimg, what was measured alike; `apart` what was measured otherwise.
+    """
 
     path: Path
     options: dict[str, Any] = field(default_factory=dict)
     config: FinetuneConfig | None = None
     stats: list[dict[str, Any]] = field(default_factory=list)
     metrics: dict[str, list[MetricRow]] = field(default_factory=dict)
+    apart: dict[str, list[MetricRow]] = field(default_factory=dict)
     environment: dict[str, Any] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
@@ -102,8 +108,9 @@ class RunRecord:
         return [row for name, row in last.items() if (self.path / name).is_file()]
 
     def figures_of(self, snapshot: str) -> dict[str, MetricRow]:
-        """The newest recorded figures of one snapshot, by name."""
-        return {name: row for name, rows in self.metrics.items() for row in rows if row.snapshot == snapshot}
+        """The newest recorded figures of one snapshot, by name; those of the run's series where it has any."""
+        both = (self.apart, self.metrics)
+        return {name: row for part in both for name, rows in part.items() for row in rows if row.snapshot == snapshot}
 
     def status(self) -> str:
         """finished, stopped, failed, running or interrupted, by history.jsonl; unknown where that is silent."""
@@ -123,7 +130,8 @@ class RunRecord:
         if not self.stats:
             return {}
         history = [Figures.of_row(row) for row in self.stats]
-        return watchdog.signs(history, p_max=self._p_max(), distances=self._distances(self.kimg))
+        figure, distances = self.distances(self.kimg)
+        return watchdog.signs(history, p_max=self._p_max(), distances=distances, figure=measured.label(figure))
 
     def verdict(self) -> Verdict:
         """The state at the last tick; its evidence is found anew, as stats.jsonl holds the name only."""
@@ -142,24 +150,25 @@ class RunRecord:
             history.append(Figures.of_row(row))
             state = row.get("state")
             if state not in watchdog.ADVICE and index < MAX_JUDGED:
-                kimg = history[-1].kimg
-                state = watchdog.judge(history, p_max=self._p_max(), distances=self._distances(kimg)).state
+                _, distances = self.distances(history[-1].kimg)
+                state = watchdog.judge(history, p_max=self._p_max(), distances=distances).state
             if state in watchdog.ADVICE and (not changes or changes[-1][1] != state):
                 changes.append((history[-1].kimg, state))
         return changes
+
+    def distances(self, kimg: float) -> tuple[str, list[float]]:
+        """Name and values of the Fréchet distance that the watchdog goes by, measured up to `kimg`."""
+        name = next(iter(self._in_use(FRECHET)), "")
+        return name, [row.value for row in self.metrics.get(name, []) if row.kimg <= kimg]
 
     def _p_max(self) -> float | None:
         adaptive = self.config is not None and self.config.augment.aug == "ada"
         return self.config.augment.p_max if adaptive and self.config is not None else None
 
-    def _distances(self, kimg: float) -> list[float]:
-        rows = next((self.metrics[name] for name in self._in_use(FRECHET)), [])
-        return [row.value for row in rows if row.kimg <= kimg]
-
     def _in_use(self, names: tuple[str, ...]) -> list[str]:
         """Those that the newest measurement of any of them holds."""
-        newest = {name: self.metrics[name][-1].kimg for name in names if name in self.metrics}
-        return [name for name, kimg in newest.items() if kimg == max(newest.values())]
+        series = {name: self.metrics[name] for name in names if name in self.metrics}
+        return measured.newest_of({name: [(row.kimg, row.added) for row in rows] for name, rows in series.items()})
 
 
 def find_run(network: str | Path) -> Path | None:
@@ -199,8 +208,12 @@ def read_run(path: Path) -> RunRecord:
         for row in _lines(run, file.name, None):
             _add_metric(run.metrics, row)
     for name, rows in run.metrics.items():
-        newest = {row.kimg: row for row in rows}  # measured again: the later line counts
+        keys = [measured.conditions(row.provenance) for row in rows]
+        wanted = measured.in_series([(key, row.added) for key, row in zip(keys, rows)])
+        newest = {row.kimg: row for key, row in zip(keys, rows) if key == wanted}  # again: the later line counts
         run.metrics[name] = [newest[kimg] for kimg in sorted(newest)]
+        if others := [row for key, row in zip(keys, rows) if key != wanted]:
+            run.apart[name] = others
     if not run.snapshots:
         run.missing.append("network-snapshot-*.pkl: none is there, so that nothing can be generated")
     return run
@@ -315,6 +328,7 @@ def _add_metric(metrics: dict[str, list[MetricRow]], row: Any) -> None:
                     snapshot,
                     warnings,
                     provenance if isinstance(provenance, dict) else {},
+                    measured.ADDED in row,
                 )
             )
 

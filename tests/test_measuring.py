@@ -67,10 +67,10 @@ def test_kernel_distance_leads_where_images_are_few(tmp_path):
     write(tmp_path, [row("fid", 1.0)], 8000)
     with open(tmp_path / "metric-fid.jsonl", "a") as f:
         f.write('{"results": {"fid": "x"}}\n[1]\n{"results": {"fid": null}, "kimg": 1}\n')
-    assert measured.best_of(tmp_path).metric == "fid" and measured.distances(tmp_path) == [1.0]
+    assert measured.best_of(tmp_path).metric == "fid" and measured.distances(tmp_path) == ("fid", [1.0])
     write(tmp_path, [row("fd", 5.0), row("kd", 0.7)], 12000)  # back to the other detector: its figures decide
     assert (measured.best_of(tmp_path).metric, measured.best_of(tmp_path).num_measured) == ("fd", 1)
-    assert measured.distances(tmp_path) == [9.0, 3.0, 5.0]
+    assert measured.distances(tmp_path) == ("fd", [9.0, 3.0, 5.0])
 
 
 def test_a_snapshot_whose_figures_are_still_to_come_is_spared(tmp_path):

@@ -25,7 +25,7 @@ from stylegan_rooted.report import Wanted
 from stylegan_rooted.report_charts import Series, chart, nice_ticks, number, thinned
 from stylegan_rooted.report_run import read_run
 from torch_utils import images
-from training import watchdog
+from training import measured, watchdog
 from training.config import MetricConfig
 from training.dataset import ImageDataset
 
@@ -237,6 +237,76 @@ def test_answers_follow_the_figures_and_the_watchdog(
     told = report_answer.answer(run)
     assert told.mood == mood and told.working.startswith(working), told
     assert told.stop.startswith(stop), told
+
+
+def test_figures_measured_otherwise_stay_out_of_the_series(tmp_path: Path) -> None:
+    path = make_run(tmp_path / "run", values=(9.0, 7.0, 6.0, 5.0))
+    file = path / "metric-fd.jsonl"
+    own = [json.loads(line) for line in file.read_text().splitlines()]
+    answers = report_answer.answer(read_run(path))
+    other = metric_row("fd", 2.0, 1.0, num_fake=2000) | {"added_by": "metrics"}
+    for row in (other, metric_row("fd", 6.0, 1.0, digest="e") | {"added_by": "metrics"}):
+        write_lines(file, [*own, row])
+        run = read_run(path)
+        assert report_answer.answer(run) == answers and run.verdict().state == "healthy"
+        assert measured.distances(path) == ("fd", [9.0, 7.0, 6.0, 5.0]) and measured.best_of(path).value == 5.0
+    assert run.figures_of("network-snapshot-000006.pkl")["fd"].value == 5.0
+    write_lines(file, [*own, other])
+    (plot,) = [p for p in report_curves.plots(read_run(path)) if p.title == "FD"]
+    said = "Not in the curve, as measured otherwise: 1 ± 0.2 at 2 kimg (generated images: 2000)."
+    assert plot.sentence.endswith(said) and [y for _, y in plot.series[0].points] == [9.0, 7.0, 6.0, 5.0]
+    # Measured as the run measures, a line that was added later belongs to the curve.
+    write_lines(file, [*own, metric_row("fd", 3.0, 4.0) | {"added_by": "metrics"}])
+    assert [row.value for row in read_run(path).metrics["fd"]] == measured.distances(path)[1] == [9.0, 7.0, 4.0, 6.0, 5.0]
+    # Where the run itself measured nothing, the most frequent conditions make the curve.
+    write_lines(file, [row | {"added_by": "metrics"} for row in (*own[:2], other)])
+    assert measured.distances(path)[1] == [9.0, 7.0]
+    # Another detector's figures, added for the newest snapshot, do not take the lead.
+    write_lines(file, own)
+    write_lines(path / "metric-fid.jsonl", [metric_row("fid", 6.0, 80.0) | {"added_by": "metrics"}])
+    assert read_run(path).headline()[0] == measured.best_of(path).metric == "fd"
+    # Continued with another number of images, the run goes by what it measures now.
+    (path / "metric-fid.jsonl").unlink()
+    write_lines(file, [*own, metric_row("fd", 8.0, 3.0, num_fake=50)])
+    assert measured.distances(path)[1] == [3.0] and read_run(path).headline()[1][0].value == 3.0
+
+
+def test_no_figure_speaks_under_anothers_name(tmp_path: Path) -> None:
+    path = make_run(tmp_path / "run", values=(50.0, 38.0, 44.0, 45.0, 46.0), name="kd", stats=stat_rows(11))
+    rows = [metric_row("fd", 2.0 * i, value) for i, value in enumerate((132.0, 160.0, 161.0, 162.0, 163.0))]
+    write_lines(path / "metric-fd.jsonl", [row | {"warnings": ["fd: too few images"]} for row in rows])
+    write_lines(path / "stats.jsonl", [row | {"state": "overfitting"} for row in stat_rows(11)])
+    told = report_answer.answer(read_run(path))
+    evidence = "the last 3 measurements of FD are 10% or more above the best FD, 132"
+    assert told.working == f"It was: KD 38 ± 0.2 at 2 kimg; now {evidence}."
+    plots = {p.title: p for p in report_curves.plots(read_run(path))}
+    assert plots["FD"].state == "overfitting" and plots["KD"].state == "healthy"
+
+
+def test_a_network_before_the_run_is_measured_as_the_run_measured(place: Path, tmp_path: Path) -> None:
+    path = make_run(tmp_path / "run", data=place / "data", metric__detector_file=str(place / "features.npz"))
+    loaded = generate.open_network(path / "network-snapshot-000004.pkl", "cpu")
+    evaluator = Evaluator(ImageDataset(place / "data"), settings(place), torch.device("cpu"), 3)
+    rows = evaluator.measure(loaded.G)
+    for row in rows:
+        line = metric_row(row.name, 4.0, row.value)
+        line["provenance"] = row.as_dict() | {"data_fingerprint": evaluator.fingerprint}
+        write_lines(path / f"metric-{row.name}.jsonl", [line])
+    facts = report.compose(
+        [path], Wanted(device="cpu", data=place / "data", sheet=False), before=place / "before.pkl"
+    ).facts
+    before = {row["name"]: row for row in facts["subjects"][1]["figures"]}
+    assert {(row["provenance"]["num_fake"], row["provenance"]["seed"]) for row in before.values()} == {(14, 3)}
+    assert facts["metrics_before"] == {name: row["value"] for name, row in before.items()} != {}
+    assert facts["compare"]["problems"] == []
+    # What cannot be measured alike gets no arrow and no percentage.
+    for name in ("fd", "kd"):
+        (line,) = map(json.loads, (path / f"metric-{name}.jsonl").read_text().splitlines())
+        line["provenance"]["num_real"] = 11
+        write_lines(path / f"metric-{name}.jsonl", [line])
+    made = report.compose([path], wanted(place, sheet=False), before=place / "before.pkl")
+    assert made.facts["metrics_before"] == {} and len(made.facts["compare"]["problems"]) == 2
+    assert " → " not in report.page(made) and "than before" not in report.page(made)
 
 
 def test_sentences_under_the_curves_come_from_the_watchdog(tmp_path: Path) -> None:

@@ -2,11 +2,15 @@
 
 The one definition of the best snapshot: of best-snapshot.json, of --patience, and of what --keep-last spares. A file's
 name holds whole kimg, so a later snapshot may replace an earlier one: a file has the figures of its last measurement.
+
+Only figures measured alike make a series. The command `metrics` marks the lines that it adds: they belong to the run's
+series where they were measured as the run measures, and never decide which series that is.
 """
 
 import json
 import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +20,13 @@ from training import run_dir
 FRECHET = ("fid", "fd", "fid50k_full", "fid50k")
 KERNEL = ("kid", "kd", "kid50k_full", "kid50k")
 BOTH = FRECHET + KERNEL
+ALIKE = ("extractor", "digest", "resize", "num_real", "num_fake", "covariance", "data_fingerprint")
+"""What two figures must share to compare."""
+
+ADDED = "added_by"
+"""Key of the lines that did not come from the training itself."""
+
+Conditions = tuple[str, ...]
 KINDS: Mapping[str, tuple[str, ...]] = {"auto": BOTH, "fid": FRECHET, "kid": KERNEL, "none": BOTH}
 
 
@@ -88,23 +99,69 @@ def best_of(path: Path, kind: str = "auto") -> Best | None:
     return None
 
 
-def distances(path: Path) -> list[float]:
-    """The Fréchet distances of a run's snapshots by the detector in use, in order."""
+def distances(path: Path) -> tuple[str, list[float]]:
+    """Name and values of the Fréchet distance of a run's snapshots by the detector in use, in order."""
     for metric in in_use(path, FRECHET):
-        return [row["results"][metric] for row in rows_of(path, metric)]
-    return []
+        return metric, [row["results"][metric] for row in rows_of(path, metric)]
+    return "", []
+
+
+def label(name: str) -> str:
+    """A distance as people read it: FD, KID; names of the family as they are."""
+    return name if "50k" in name else name.upper()
 
 
 def in_use(path: Path, metrics: tuple[str, ...]) -> list[str]:
     """Those of `metrics` that the newest measurement of any of them holds."""
-    newest = {metric: rows[-1]["kimg"] for metric in metrics if (rows := rows_of(path, metric))}
-    return [metric for metric, kimg in newest.items() if kimg == max(newest.values())]
+    series = {metric: rows for metric in metrics if (rows := rows_of(path, metric))}
+    return newest_of({metric: [(row["kimg"], ADDED in row) for row in rows] for metric, rows in series.items()})
+
+
+def newest_of(series: Mapping[str, Sequence[tuple[float, bool]]]) -> list[str]:
+    """Names whose last measurement is the newest of all; the training's own decide where there are any.
+
+    Args:
+        series: (kimg, whether it was added later) of each figure's measurements, by kimg; none is empty.
+    """
+    own = {name: kimgs for name, rows in series.items() if (kimgs := [kimg for kimg, added in rows if not added])}
+    last = {name: kimgs[-1] for name, kimgs in (own or {n: [k for k, _ in r] for n, r in series.items()}).items()}
+    return [name for name, kimg in last.items() if kimg == max(last.values())]
 
 
 def rows_of(path: Path, metric: str) -> list[dict[str, Any]]:
-    """The lines of metric-METRIC.jsonl that hold a number for a snapshot, by kimg."""
+    """The lines of metric-METRIC.jsonl that hold a number for a snapshot and were measured alike, by kimg."""
     rows = [row for row in run_dir.read_jsonl(path / f"metric-{metric}.jsonl") if _usable(row, metric)]
-    return sorted(rows, key=lambda row: row["kimg"])
+    keys = [conditions(row.get("provenance")) for row in rows]
+    wanted = in_series([(key, ADDED in row) for key, row in zip(keys, rows)])
+    return sorted((row for key, row in zip(keys, rows) if key == wanted), key=lambda row: row["kimg"])
+
+
+def conditions(provenance: Any) -> Conditions:
+    """What figures of one series share: `ALIKE` and the seed."""
+    known = provenance if isinstance(provenance, Mapping) else {}
+    return tuple(str(known.get(key)) for key in (*ALIKE, "seed"))
+
+
+def in_series(lines: Sequence[tuple[Conditions, bool]]) -> Conditions | None:
+    """The conditions of a figure's series: the training's latest; where all were added later, the most frequent.
+
+    Args:
+        lines: (conditions, whether it was added later) in the order in which they were written.
+    """
+    own = [key for key, added in lines if not added]
+    if own:
+        return own[-1]
+    return Counter(key for key, _ in reversed(lines)).most_common(1)[0][0] if lines else None
+
+
+def kimg_in(path: Path, snapshot: str) -> float | None:
+    """When the snapshot that a file of a run folder holds was taken, as its configuration beside it says."""
+    try:
+        text = (path / f"{Path(snapshot).stem}.config.json").read_text(encoding="utf-8")
+        kimg = json.loads(text)["training"]["kimg"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return kimg if isinstance(kimg, int | float) else None
 
 
 def pending(path: Path) -> set[str]:
@@ -114,13 +171,9 @@ def pending(path: Path) -> set[str]:
 
 
 def _replaced(path: Path, row: dict[str, Any]) -> bool:
-    """Whether the file that a measurement names holds a later snapshot by now, as its configuration beside it says."""
-    file = path / f"{Path(row['snapshot_pkl']).stem}.config.json"
-    try:
-        kimg = json.loads(file.read_text(encoding="utf-8"))["training"]["kimg"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
-    return bool(kimg != row["kimg"])
+    """Whether the file that a measurement names holds a later snapshot by now."""
+    kimg = kimg_in(path, row["snapshot_pkl"])
+    return kimg is not None and bool(kimg != row["kimg"])
 
 
 def _usable(row: Any, metric: str) -> bool:

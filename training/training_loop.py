@@ -454,7 +454,9 @@ def judge(run: Run, row: dict[str, Any]) -> Verdict:
     """The run's state, from the ticks in its folder and this one."""
     history = [Figures.of_row(before) for before in run_dir.read_jsonl(run.path / "stats.jsonl")]
     p_max = run.ada.p_max if run.ada is not None else None
-    return watchdog.judge([*history, Figures.of_row(row)], p_max=p_max, distances=measured.distances(run.path))
+    name, distances = measured.distances(run.path)
+    history.append(Figures.of_row(row))
+    return watchdog.judge(history, p_max=p_max, distances=distances, figure=measured.label(name))
 
 
 def save_snapshot(run: Run) -> Path:

@@ -129,15 +129,17 @@ class Verdict:
         return f"{self.state}: {self.evidence}; {self.advice}" if self.evidence else self.state
 
 
-def judge(history: Sequence[Figures], *, p_max: float | None = None, distances: Sequence[float] = ()) -> Verdict:
+def judge(
+    history: Sequence[Figures], *, p_max: float | None = None, distances: Sequence[float] = (), figure: str = "distance"
+) -> Verdict:
     """The state at the last of a run's ticks; the gravest one that applies. See `signs`."""
-    for state, evidence in signs(history, p_max=p_max, distances=distances).items():
+    for state, evidence in signs(history, p_max=p_max, distances=distances, figure=figure).items():
         return Verdict(state, evidence)
     return Verdict()
 
 
 def signs(
-    history: Sequence[Figures], *, p_max: float | None = None, distances: Sequence[float] = ()
+    history: Sequence[Figures], *, p_max: float | None = None, distances: Sequence[float] = (), figure: str = "distance"
 ) -> dict[str, str]:
     """Every state but the healthy one that applies at the last of a run's ticks, the gravest first: its evidence.
 
@@ -145,11 +147,12 @@ def signs(
         history: The ticks so far, at least one.
         p_max: ADA's upper clamp; None where the strength is not adaptive.
         distances: FID or FD of all measurements so far, in order.
+        figure: Which of them it is, as people read it.
     """
     found = {
         DIVERGING: _diverging(history),
         COLLAPSING: _collapsing(history),
-        OVERFITTING: _overfitting(history[-1], p_max, distances),
+        OVERFITTING: _overfitting(history[-1], p_max, distances, figure),
         SATURATED: _saturated(history[-1], p_max),
         TAIL_DOMINATED: _tail_dominated(history[-1]),
     }
@@ -186,9 +189,10 @@ def _collapsing(history: Sequence[Figures]) -> str | None:
     return f"the grid's images differ {now:.0%} as much as the reals, after {max(before):.0%} before"
 
 
-def _overfitting(now: Figures, p_max: float | None, distances: Sequence[float]) -> str | None:
+def _overfitting(now: Figures, p_max: float | None, distances: Sequence[float], figure: str) -> str | None:
     if len(distances) > NUM_WORSE and min(distances[-NUM_WORSE:]) > WORSE * min(distances):
-        return f"the last {NUM_WORSE} distances are {WORSE - 1:.0%} or more above the best one, {min(distances):.3g}"
+        least = f"the best {figure}, {min(distances):.3g}"
+        return f"the last {NUM_WORSE} measurements of {figure} are {WORSE - 1:.0%} or more above {least}"
     if now.nearest is not None and now.nearest < COPIES:
         return f"generated images are {now.nearest:.0%} as far from training images as these from each other"
     confusion = now.confusion
