@@ -257,7 +257,8 @@ def test_figures_measured_otherwise_stay_out_of_the_series(tmp_path: Path) -> No
     assert plot.sentence.endswith(said) and [y for _, y in plot.series[0].points] == [9.0, 7.0, 6.0, 5.0]
     # Measured as the run measures, a line that was added later belongs to the curve.
     write_lines(file, [*own, metric_row("fd", 3.0, 4.0) | {"added_by": "metrics"}])
-    assert [row.value for row in read_run(path).metrics["fd"]] == measured.distances(path)[1] == [9.0, 7.0, 4.0, 6.0, 5.0]
+    assert [row.value for row in read_run(path).metrics["fd"]] == [9.0, 7.0, 4.0, 6.0, 5.0]
+    assert measured.distances(path)[1] == [9.0, 7.0, 4.0, 6.0, 5.0]
     # Where the run itself measured nothing, the most frequent conditions make the curve.
     write_lines(file, [row | {"added_by": "metrics"} for row in (*own[:2], other)])
     assert measured.distances(path)[1] == [9.0, 7.0]
