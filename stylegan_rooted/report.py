@@ -192,35 +192,54 @@ def _look_at(path: str | Path, device: torch.device, say: Say, role: str = "subj
     look = _Look(role, str(path))
     if report_run.is_run(path):
         look.run = report_run.read_run(Path(path))
-        look.snapshot = _chosen_snapshot(look.run)
-        if look.snapshot is None:
-            return look
-        file: str | Path = look.run.path / look.snapshot
+        _open_chosen(look, look.run, device)
     else:
-        _refuse_folder_of_runs(path)
+        _refuse_other_folders(path)
         folder = report_run.find_run(path)
         if folder is not None and role == "subject":
             look.run, look.snapshot = report_run.read_run(folder), Path(path).name
-        file = path
-    try:
-        look.opened = network_file.load(file)
+        look.opened = network_file.load(path)
         look.loaded = generate.ready(look.opened, device)
-    except (OSError, ValueError) as error:
-        if file == path:  # what was asked for
-            raise
-        look.missing.append(f"{Path(file).name} cannot be opened ({_one_line(error)}): nothing is generated")
-        return look
-    for note in look.opened.notes:
-        say(f"Note: {file}: {note}")
+    for note in look.opened.notes if look.opened is not None else ():
+        say(f"Note: {look.snapshot or path}: {note}")
     return look
 
 
-def _refuse_folder_of_runs(path: str | Path) -> None:
-    """Where run folders lie inside, name one."""
-    if not is_url(str(path)) and Path(path).is_dir():
-        runs = sorted(p for p in Path(path).iterdir() if p.is_dir() and report_run.is_run(p))
-        if runs:
-            raise ValueError(f"{path} is a folder of {len(runs)} run folders; name one of them, e.g. {runs[-1]}")
+def _open_chosen(look: _Look, run: RunRecord, device: torch.device) -> None:
+    """Open the best snapshot of a run that can be opened, if any; the others are named."""
+    damaged = None
+    while (name := _chosen_snapshot(run)) is not None:
+        look.snapshot = name
+        try:
+            look.opened = network_file.load(run.path / name)
+            look.loaded = generate.ready(look.opened, device)
+            return
+        except (OSError, ValueError) as error:
+            look.missing.append(f"{name} cannot be opened ({_one_line(error)}): left out")
+            damaged = damaged or name
+            run.unreadable.add(name)
+    look.opened, look.snapshot = None, damaged
+    if damaged is not None:
+        look.missing.append("Nothing is generated: no snapshot can be opened")
+
+
+def _refuse_other_folders(path: str | Path) -> None:
+    """A folder that is neither a run's nor a model's; where run folders lie inside, name one.
+
+    Raises:
+        ValueError: It is one, or there is nothing of that name.
+    """
+    if is_url(str(path)):
+        return
+    if not Path(path).exists():
+        raise ValueError(f"{path}: no such file or folder; name a network file or a run folder, e.g. runs/00000-cats")
+    if not Path(path).is_dir() or (Path(path) / network_file.FOLDER_WEIGHTS).exists():
+        return
+    runs = sorted(p for p in Path(path).iterdir() if p.is_dir() and report_run.is_run(p))
+    if runs:
+        raise ValueError(f"{path} is a folder of {len(runs)} run folders; name one of them, e.g. {runs[-1]}")
+    parts = f"{report_run.OPTIONS_FILE} nor {report_run.STATS_FILE} nor snapshots"
+    raise ValueError(f"{path} is no run folder: it has neither {parts}; it is no folder of a model, either")
 
 
 def _chosen_snapshot(run: RunRecord) -> str | None:
@@ -339,10 +358,12 @@ def _facts(look: _Look, data: ImageDataset | None, album: Album, wanted: Wanted,
     if look.loaded is not None:
         pictures |= _generated(look, data, album, prefix, missing, wanted)
     if run is not None and pictures["reals"] is None and (run.path / "reals.png").exists():
-        with contextlib.suppress(*READING_ERRORS):
-            reals, alt = run.path / "reals.png", "Real images, from the run's reals.png"
-            name = f"{prefix}-reals"
+        reals, alt = run.path / "reals.png", "Real images, from the run's reals.png"
+        name = f"{prefix}-reals"
+        try:
             pictures["reals"] = report_pictures.add_file(album, name, reals, _resolution(look, data), alt)
+        except READING_ERRORS as error:
+            missing.append(f"{reals.name}: {_one_line(error)}")
     return {
         "name": look.name,
         "role": look.role,

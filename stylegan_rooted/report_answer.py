@@ -9,6 +9,8 @@ from stylegan_rooted.report_run import MetricRow, RunRecord
 from training import watchdog
 
 LEVEL = 3  # measurements without a better one that count as levelled off
+FALLS = 3  # in a row that count as progress; of four figures in any order, 1 in 24 is this one
+EARLY = 0.1  # of the run's length, up to which nobody can tell when to stop
 GOOD, UNCLEAR, BAD = "good", "unclear", "bad"
 
 
@@ -62,7 +64,7 @@ def _working(verdict: watchdog.Verdict, label: str, rows: Sequence[MetricRow]) -
     if verdict.state == watchdog.OVERFITTING:
         return UNCLEAR, f"It was: {label} {with_error(best)} at {number(best.kimg)} kimg; now {verdict.evidence}."
     change = change_of(first, last)
-    if change == "lower":
+    if change == "lower" or (change == "same" and last.value < first.value and _falls(rows) >= FALLS):
         share = f", {1 - last.value / first.value:.0%} lower" if first.value > 0 else ""
         return GOOD, f"Yes: {path}{share}; {nothing_wrong}."
     if change_of(first, best) == "lower":
@@ -71,16 +73,35 @@ def _working(verdict: watchdog.Verdict, label: str, rows: Sequence[MetricRow]) -
     return UNCLEAR, f"Not visibly: {path}, which its error allows for; {nothing_wrong}."
 
 
+def _falls(rows: Sequence[MetricRow]) -> int:
+    """How many of the last steps went down, without one between them that did not."""
+    num = 0
+    while num + 1 < len(rows) and rows[-1 - num].value < rows[-2 - num].value:
+        num += 1
+    return num
+
+
 def _where(run: RunRecord, rows: Sequence[MetricRow], label: str) -> str:
     """The best snapshot by name; where its file is gone or has another network in it now, the best that is there."""
     best, there = min(rows, key=lambda row: row.value), run.still_there(rows)
     if best in there:
         return f"{best.snapshot} ({number(best.kimg)} kimg)"
-    gone = f"the snapshot of {number(best.kimg)} kimg, which is no longer there"
+    damaged = best.snapshot in run.unreadable
+    gone = f"the snapshot of {number(best.kimg)} kimg, which {'cannot be opened' if damaged else 'is no longer there'}"
     if not there:
         return gone
     kept = min(there, key=lambda row: row.value)
     return f"{gone}, or else {kept.snapshot} ({number(kept.kimg)} kimg, {label} {with_error(kept)})"
+
+
+def _progress(label: str, rows: Sequence[MetricRow]) -> str:
+    """What shows that the figure still falls: its last step, or that it fell again and again; "" for neither."""
+    if change_of(rows[-2], rows[-1]) == "lower":
+        return f"{label} fell from {with_error(rows[-2])} to {with_error(rows[-1])} over the last measurement"
+    num = _falls(rows)
+    if num < FALLS:
+        return ""
+    return f"{label} fell {num} times in a row, from {with_error(rows[-1 - num])} to {with_error(rows[-1])}"
 
 
 def _stop(run: RunRecord, verdict: watchdog.Verdict, label: str, rows: Sequence[MetricRow]) -> str:
@@ -101,13 +122,15 @@ def _stop(run: RunRecord, verdict: watchdog.Verdict, label: str, rows: Sequence[
         return f"At {number(best.kimg)} kimg: {verdict.advice}. Take {at}."
     if len(rows) < 2:
         return f"Too early to tell: one measurement of {label}."
+    if since == 0 and (step := _progress(label, rows)):
+        longer = "It ended early: a larger --kimg goes on with it." if over else "Not yet."
+        return f"{longer} {step}. Best so far: {at}."
+    if since == 0 and len(rows) < LEVEL and not over:
+        return f"Too early to tell: {len(rows)} measurements of {label} that their errors allow to be equal."
+    if not over and run.total_kimg and run.kimg < EARLY * run.total_kimg:
+        reached = f"{number(run.kimg)} of {number(run.total_kimg)} kimg"
+        return f"Too early to tell: the run is at {reached}. Best so far: {at}."
     if since == 0:
-        if change_of(rows[-2], best) == "lower":
-            step = f"{label} fell from {with_error(rows[-2])} to {with_error(best)} over the last measurement"
-            longer = "It ended early: a larger --kimg goes on with it." if over else "Not yet."
-            return f"{longer} {step}. Best so far: {at}."
-        if len(rows) < LEVEL and not over:
-            return f"Too early to tell: {len(rows)} measurements of {label} that their errors allow to be equal."
         when = "About here" if over else "Soon"
         return f"{when}: {label} still falls, but by no more than its error over the last measurement. Take {at}."
     if since >= LEVEL:

@@ -191,7 +191,7 @@ def _dots(s: Series, across: Callable[[float], float], scale: _Scale, x_label: s
         return []
     dots = []
     for x, y, half in marked:
-        reading = f"{s.name} {number(y)}" + (f" ± {number(half)}" if half is not None else "")
+        reading = f"{s.name} {number(y)}" + (f" ({number(y - half)} to {number(y + half)})" if half is not None else "")
         ends: Sequence[float | None] = [scale.down(end) for end in _ends(y, half)] or (None, None)
         dots.append(Dot(across(x), scale.down(y), f"{reading} at {number(x)} {x_label}", *ends))
     return dots

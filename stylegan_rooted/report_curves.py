@@ -17,6 +17,7 @@ from training import watchdog
 from training.measured import ALIKE
 from training.watchdog import Figures
 
+INTERVAL = "95 % interval (1.96 standard errors); ± is one standard error"
 SURE = 2.0  # standard errors of a difference that count as a change
 LABELS = {"fid_inf": "FID∞", "fd_inf": "FD∞", "is": "Inception score", "ppl": "PPL", "fpl": "FPL"}
 MAX_APART = 3  # figures measured otherwise that are named one by one
@@ -132,7 +133,7 @@ def _figure(run: RunRecord, name: str, signs: dict[str, str]) -> Plot:
     rows, label = run.metrics[name], label_of(name)
     higher = name.endswith(HIGHER_IS_BETTER)
     low_end = "" if name == "memorisation" else f"{'Higher' if higher else 'Lower'} is better."
-    about = f"{low_end} Band: 95 % interval (1.96 standard errors)." if any(r.error for r in rows) else low_end
+    about = f"{low_end} Band, and in brackets: {INTERVAL}." if any(r.error for r in rows) else low_end
     errors = [None if row.error is None else 1.96 * row.error for row in rows]
     series = [Series(label, [(row.kimg, row.value) for row in rows], errors=errors)]
     state = watchdog.HEALTHY

@@ -127,12 +127,15 @@ def options(run: RunRecord, flags: dict[str, str]) -> list[dict[str, Any]]:
             for name, value in _flat(run.options).items()
         ]
     defaults = _flat(FinetuneConfig().to_dict())
+    command = run.environment.get("command")
+    given = {str(word).split("=", 1)[0] for word in command} if isinstance(command, list) else set()
+    unset = {name for name in defaults if defaults[name] is None and name.startswith("metric.")}  # never filled in
     return [
         {
             "name": flags.get(name, name),
-            "value": _text(value),
-            "default": "auto" if defaults[name] is None else _text(defaults[name]),
-            "automatic": defaults[name] is None,
+            "value": _text(value, "x" if name == "runtime.grid" else ","),
+            "default": "unset" if name in unset else "auto" if defaults[name] is None else _text(defaults[name]),
+            "automatic": defaults[name] is None and name not in unset and flags.get(name) not in given,
         }
         for name, value in _flat(run.config.to_dict()).items()
         if value != defaults[name]
@@ -313,9 +316,9 @@ def _flat(values: dict[str, Any], where: str = "") -> dict[str, Any]:
     return found
 
 
-def _text(value: Any) -> str:
+def _text(value: Any, separator: str = ",") -> str:
     if isinstance(value, list | tuple):
-        return ",".join(map(str, value))
+        return separator.join(map(str, value))
     if isinstance(value, bool):
         return str(value).lower()
     return "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)

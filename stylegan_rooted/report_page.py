@@ -110,7 +110,7 @@ def first_words(text: str) -> tuple[str, str]:
 def _cell(value: float | None, error: float | None) -> str:
     if value is None:
         return ""
-    return number(value) + (f" ± {number(error)}" if error is not None else "")
+    return number(value) + (f" ({number(value - error)} to {number(value + error)})" if error is not None else "")
 
 
 def _number(value: Any) -> str:

@@ -26,6 +26,7 @@ from training.watchdog import Figures, Verdict
 MAX_FILE_BYTES = 64 << 20
 STILL_SEC = 600  # of silence after which a run on another machine counts as interrupted
 MAX_JUDGED = 400  # ticks without a recorded state that are judged again; it takes the square of their number
+BEST_FILE = "best-snapshot.json"
 OPTIONS_FILE, STATS_FILE, ENVIRONMENT_FILE = "training_options.json", "stats.jsonl", "environment.json"
 SNAPSHOT = re.compile(r"network-snapshot-(\d+)\.pkl")
 FAKES = re.compile(r"fakes(\d+)\.png")
@@ -70,11 +71,24 @@ class RunRecord:
     environment: dict[str, Any] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
+    unreadable: set[str] = field(default_factory=set)
 
     @property
     def kimg(self) -> float:
-        """Where the run stands."""
+        """Where the run stands; a run that finished may say more in history.jsonl than is left of stats.jsonl."""
+        return max(self.last_tick, self.finished_at)
+
+    @property
+    def last_tick(self) -> float:
+        """kimg of the last line of stats.jsonl."""
         return next((k for row in reversed(self.stats) if (k := mean_of(row, "Progress/kimg")) is not None), 0.0)
+
+    @property
+    def finished_at(self) -> float:
+        """kimg at the end, as history.jsonl says; 0 where the run has not finished."""
+        last = self.history[-1] if self.history else {}
+        nimg = last.get("nimg")
+        return nimg / 1000 if last.get("event") == "finished" and isinstance(nimg, int | float) else 0.0
 
     @property
     def total_kimg(self) -> float | None:
@@ -86,8 +100,9 @@ class RunRecord:
 
     @property
     def snapshots(self) -> dict[int, Path]:
-        """The exchange pickles that are there, by whole kimg."""
-        return numbered(self.path, SNAPSHOT)
+        """The exchange pickles that are there and not known to be damaged, by whole kimg."""
+        found = numbered(self.path, SNAPSHOT)
+        return {kimg: file for kimg, file in found.items() if file.name not in self.unreadable}
 
     def curve(self, key: str) -> list[tuple[float, float | None]]:
         """(kimg, mean) of one statistic at every tick."""
@@ -103,9 +118,10 @@ class RunRecord:
         return "", []
 
     def still_there(self, rows: Sequence[MetricRow]) -> list[MetricRow]:
-        """Those whose pickle lies in the folder; not where a later snapshot of the same whole kimg has its name now."""
+        """Those whose pickle lies in the folder, undamaged as far as known, and is not by now a later snapshot's."""
         last = {row.snapshot: row for row in rows if SNAPSHOT.fullmatch(row.snapshot)}
-        return [row for name, row in last.items() if (self.path / name).is_file()]
+        usable = {name for name in last if name not in self.unreadable and (self.path / name).is_file()}
+        return [row for name, row in last.items() if name in usable]
 
     def figures_of(self, snapshot: str) -> dict[str, MetricRow]:
         """The newest recorded figures of one snapshot, by name; those of the run's series where it has any."""
@@ -205,8 +221,11 @@ def read_run(path: Path) -> RunRecord:
     run.stats = [row for row in _lines(run, STATS_FILE, "no curves and no state") if isinstance(row, dict)]
     run.history = [row for row in _lines(run, "history.jsonl", None) if isinstance(row, dict)]
     for file in sorted(run.path.glob("metric-*.jsonl")):
-        for row in _lines(run, file.name, None):
-            _add_metric(run.metrics, row)
+        lines = _lines(run, file.name, None)
+        num_useless = sum(not _add_metric(run.metrics, line) for line in lines)
+        if num_useless:
+            useless = f"{num_useless} of {len(lines)} lines hold no figure of a snapshot"
+            run.missing.append(f"{file.name}: {useless}, left out")
     for name, rows in run.metrics.items():
         keys = [measured.conditions(row.provenance) for row in rows]
         wanted = measured.in_series([(key, row.added) for key, row in zip(keys, rows)])
@@ -214,6 +233,11 @@ def read_run(path: Path) -> RunRecord:
         run.metrics[name] = [newest[kimg] for kimg in sorted(newest)]
         if others := [row for key, row in zip(keys, rows) if key != wanted]:
             run.apart[name] = others
+    if os.path.lexists(run.path / BEST_FILE):
+        _object(run, BEST_FILE, "the best snapshot is told from the figures")
+    if run.finished_at > run.last_tick * 1.001 and run.stats:
+        lost = f"ends at {run.last_tick:.4g} kimg, the run at {run.finished_at:.4g}: its last lines are lost"
+        run.missing.append(f"{STATS_FILE} {lost}")
     if not run.snapshots:
         run.missing.append("network-snapshot-*.pkl: none is there, so that nothing can be generated")
     return run
@@ -303,23 +327,24 @@ def _lines(run: RunRecord, name: str, lost: str | None) -> list[Any]:
     return rows
 
 
-def _add_metric(metrics: dict[str, list[MetricRow]], row: Any) -> None:
-    """Sort one line of a metric file in; lines that lack what is needed are passed over."""
+def _add_metric(metrics: dict[str, list[MetricRow]], row: Any) -> bool:
+    """Sort one line of a metric file in; False for one that lacks what is needed."""
     if not isinstance(row, dict) or not isinstance(row.get("results"), dict):
-        return
+        return False
     snapshot = str(row.get("snapshot_pkl") or "")
     kimg = row.get("kimg")
     if kimg is None and (match := re.search(r"(\d+)\.pkl$", snapshot)):
         kimg = int(match[1])
     if not isinstance(kimg, int | float) or not math.isfinite(kimg):
-        return
+        return False
+    found = False
     provenance: Any = row.get("provenance")
     errors: Any = row.get("errors")
     warnings = [str(w) for w in row["warnings"]] if isinstance(row.get("warnings"), list) else []
     for name, value in row["results"].items():
         if isinstance(value, int | float) and math.isfinite(value):
             error: Any = errors.get(name) if isinstance(errors, dict) else None
-            known = isinstance(error, int | float) and math.isfinite(error)
+            known, found = isinstance(error, int | float) and math.isfinite(error), True
             metrics.setdefault(str(name), []).append(
                 MetricRow(
                     float(kimg),
@@ -331,6 +356,7 @@ def _add_metric(metrics: dict[str, list[MetricRow]], row: Any) -> None:
                     measured.ADDED in row,
                 )
             )
+    return found
 
 
 def _alive(pid: Any) -> bool:

@@ -156,20 +156,21 @@ class _Handler(BaseHTTPRequestHandler):
     do_POST = do_PUT = do_DELETE = do_PATCH = do_OPTIONS = _refuse
 
     def _answer(self, *, body: bool) -> None:
-        allowed = {f"{name}:{self.server.server_port}" for name in NAMES}
+        allowed = {f"{name}{port}" for name in NAMES for port in ("", f":{self.server.server_port}")}
+        path = self.path.split("?", 1)[0]
         hosts = self.headers.get_all("Host") or []
         if len(hosts) != 1 or hosts[0].strip().lower() not in allowed:
             self.close_connection = True
             self._send(403, "text/plain", b"this server answers on 127.0.0.1 only\n", body=body)
-        elif self.path not in TYPES:
+        elif path not in TYPES:
             self._send(404, "text/plain", b"nothing here\n", body=body)
         else:
             try:
-                content = self.server.watched.pages().content[self.path]
+                content = self.server.watched.pages().content[path]
             except (OSError, ValueError) as error:  # the folder went away
                 self._send(503, "text/plain", f"{' '.join(str(error).split())}\n".encode(), body=body)
                 return
-            self._send(200, TYPES[self.path], content, body=body)
+            self._send(200, TYPES[path], content, body=body)
 
     def _send(self, code: int, kind: str, content: bytes, *, body: bool) -> None:
         self.send_response(code)

@@ -209,6 +209,8 @@ def test_answers_stand_before_everything_else(full: tuple[dict[str, Any], Path])
         ((9.0, 5.1, 5.0), {}, "finished", "good", "Yes: FD", "About here"),
         ((9.0, 5.1, 5.0), {}, "continued", "good", "Yes: FD", "Soon: FD still falls"),
         ((9.0, 8.9), {}, "continued", "unclear", "Not visibly", "Too early to tell: 2 measurements"),
+        ((9.0, 8.9, 8.8, 8.7), {}, "continued", "good", "Yes: FD", "Not yet. FD fell 3 times in a row, from 9 ± 0.2"),
+        ((8.5, 8.7, 8.6, 8.55), {}, "finished", "unclear", "Not visibly", "It has levelled off"),
         ((9.0, 5.0, 5.1), {}, "finished", "good", "Yes: FD", "Perhaps now: the last FD, 5.1 ± 0.2, is within"),
         ((9.0, 5.0, 6.0), {}, "finished", "good", "Yes: FD", "Perhaps now: the last FD, 6 ± 0.2, is worse"),
         ((9.0, 5.0, 5.1, 5.2, 5.3), {}, "finished", "good", "Yes: FD", "It has levelled off"),
@@ -450,6 +452,10 @@ def test_nearest_training_images_are_found_with_their_distance(place: Path, tmp_
         (lambda run: (run / "network-snapshot-000004.pkl").unlink(), "network-snapshot-*.pkl: none is there"),
         (lambda run: os.mkfifo(run / "metric-kd.jsonl"), "metric-kd.jsonl cannot be read (is no regular file)"),
         (lambda run: [p.unlink() for p in run.glob("fakes*.png")], "fakes*.png: none is there"),
+        (lambda run: (run / "best-snapshot.json").write_text("{"), "best-snapshot.json cannot be read"),
+        (lambda run: (run / "metric-kd.jsonl").write_text('[1]\n{}\n{"results": {"kd": 1}}\n'), "3 of 3 lines"),
+        (lambda run: write_lines(run / "history.jsonl", [{"event": "finished", "nimg": 9000}]), "last lines are lost"),
+        (lambda run: [(run / "reals.png").unlink(), (run / "reals.png").symlink_to("/dev/null")], "reals.png: leads"),
     ],
 )  # fmt: skip
 def test_what_is_damaged_is_named_and_the_rest_is_shown(damage: Any, said: str, tmp_path: Path) -> None:
@@ -461,6 +467,36 @@ def test_what_is_damaged_is_named_and_the_rest_is_shown(damage: Any, said: str, 
     words = page_of(tmp_path / "o").words
     assert said in words and "Is it working?" in words
     assert said in (tmp_path / "o" / "report.md").read_text().replace("\\", "")
+
+
+def test_a_snapshot_that_cannot_be_opened_is_not_recommended(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", values=(9.0, 7.0, 5.0))
+    save_network(run / "network-snapshot-000002.pkl", 5)
+    torn = run / "network-snapshot-000004.pkl"
+    torn.write_bytes(torn.read_bytes()[:-100])
+    subject = report.compose([run], Wanted(measure="none", device="cpu")).facts["subjects"][0]
+    assert any("network-snapshot-000004.pkl cannot be opened" in line for line in subject["missing"])
+    assert subject["snapshot"] == subject["run"]["answer"]["take"] == "network-snapshot-000002.pkl"
+    said = "the snapshot of 4 kimg, which cannot be opened, or else network-snapshot-000002.pkl (2 kimg"
+    assert said in subject["run"]["answer"]["stop"] and subject["pictures"]["samples"]
+
+
+def test_nobody_can_tell_early_in_a_run(tmp_path: Path) -> None:
+    for i, values in enumerate(((9.0, 8.0, 7.9), (9.0, 5.0, 5.1), (9.0, 5.0, 5.1, 5.2, 5.3))):
+        run = read_run(make_run(tmp_path / f"run{i}", values=values, history=("continued",), schedule__kimg=100.0))
+        assert report_answer.answer(run).stop.startswith("Too early to tell: the run is at 4.01 of 100 kimg"), values
+
+
+def test_options_that_were_given_are_not_folded(tmp_path: Path) -> None:
+    path = make_run(tmp_path / "run", metric__patience=3, optim__batch=16, runtime__grid=(6, 4))
+    environment = json.loads((path / "environment.json").read_text())
+    environment["command"] += ["--batch=16"]
+    (path / "environment.json").write_text(json.dumps(environment))
+    flags = {"optim.batch": "--batch", "runtime.grid": "--grid", "loss.gamma": "--gamma"}
+    subject = report.compose_from_files(path, flags=flags).facts["subjects"][0]
+    options = {o["name"]: (o["value"], o["default"], o["automatic"]) for o in subject["run"]["options"]}
+    assert options["metric.patience"] == ("3", "unset", False) and options["--batch"] == ("16", "auto", False)
+    assert options["--gamma"] == ("1", "auto", True) and options["--grid"] == ("6x4", "auto", True)
 
 
 def test_an_empty_run_folder_that_has_only_begun(tmp_path: Path) -> None:
@@ -540,8 +576,8 @@ def test_what_cannot_be_mended_here_is_refused_before_anything_is_written(place:
     for subject, config, words in (
         (place / "after.pkl", wanted(place, data=tmp_path / "small"), "dataset build"),
         (place / "00000-data", wanted(place, data=tmp_path / "no"), "no such folder"),
-        (tmp_path / "no.pkl", wanted(place), "No such file"),
-        (tmp_path / "small", wanted(place), "small"),
+        (tmp_path / "no.pkl", wanted(place), "no such file or folder; name a network file or a run folder"),
+        (tmp_path / "small", wanted(place), "small is no run folder: it has neither training_options.json"),
         (place, wanted(place), "name one of them, e.g. .*00000-data"),
     ):
         with pytest.raises((ValueError, OSError), match=words):
@@ -694,7 +730,7 @@ def test_bands_show_the_errors() -> None:
     scale = {tick.text: tick.at for tick in drawn.y_ticks}
     ys = [y for _, y in coordinates(drawn.curves[0].band)]
     assert ys == pytest.approx([scale["1"], scale["2"], scale["6"], scale["3"]], abs=0.11)
-    assert "± 1" in drawn.curves[0].dots[0].text
+    assert drawn.curves[0].dots[0].text == "a 2 (1 to 3) at 0 kimg"  # ± would be one standard error
     flat = chart("t", [Series("a", [(0, 0.0), (1, 0.0)], errors=[1.0, 1.0])], lowest=0.0)
     assert flat is not None and flat.y_ticks[0].text == "0"
 
