@@ -136,11 +136,14 @@ class Budget:
         """Seconds of training between two snapshots, from what has been seen so far."""
         return self.trained_sec / max(seen_nimg, 1) * self.interval_nimg
 
-    def num_for(self, budget_sec: float, sec_per_image: float, interval_sec: float) -> int:
-        """The number that takes `budget_sec`, within [MIN_NUM, most]; says what it is."""
-        fits = max(int(budget_sec / max(sec_per_image, 1e-9)), 0)
+    def num_for(
+        self, budget_sec: float, sec_per_image: float, interval_sec: float, *, loading_sec: float = 0.0
+    ) -> int:
+        """The number that takes `budget_sec` with loading, within [MIN_NUM, most]; says what it is."""
+        fits = max(int((budget_sec - loading_sec) / max(sec_per_image, 1e-9)), 0)
         num = min(max(fits, MIN_NUM), max(self.most, MIN_NUM))
-        times = f"{sec_per_image:.3g} s each, {interval_sec:.3g} s of training between snapshots"
+        loading = f"{loading_sec:.3g} s of loading, " if loading_sec else ""
+        times = f"{loading}{sec_per_image:.3g} s each, {interval_sec:.3g} s of training between snapshots"
         if fits < MIN_NUM:
             self.say(f"Metrics: even {num} images exceed {self.share:.3g} of the time ({times}): some are left out")
         else:
@@ -356,7 +359,8 @@ def measure_job(job_file: Path, result_file: Path) -> None:
             share = config.metric.budget_share or 1.0
             budget = Budget(share, 0, config.metric.num, said.append)
             seconds, loading = job["budget_sec"], time.time() - job["started"]
-            result["num"] = budget.num_for(seconds - loading, probe(evaluator, loaded.G), seconds / share)
+            each = probe(evaluator, loaded.G)
+            result["num"] = budget.num_for(seconds, each, seconds / share, loading_sec=loading)
         rows = evaluator.measure(loaded.G, num=result["num"])
         result |= {"rows": [row.as_dict() for row in rows], "fingerprint": evaluator.fingerprint}
     except (MetricUnavailable, ValueError, OSError) as error:

@@ -261,7 +261,8 @@ def test_the_process_beside_tells_its_choice_and_counts_its_loading(pictures, tm
         measuring.measure_job(job, result)
         found = json.loads(result.read_text())
         assert found["problem"] is None and found["num"] == pytest.approx(num, abs=30)
-        assert found["said"][0].startswith(f"Metrics: {found['num']} generated images keep within 0.5")
+        (line,) = found["said"]
+        assert line.startswith(f"Metrics: {found['num']} generated images keep within 0.5") and " of loading, " in line
 
 
 def test_measuring_beside_gives_the_same_figures(pictures, tmp_path):
