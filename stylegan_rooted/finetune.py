@@ -371,7 +371,7 @@ def check_options(config: FinetuneConfig) -> None:
         )
     if config.metric.budget is not None and config.metric.metrics == ("none",):
         raise ValueError(f"--metrics-budget {config.metric.budget} is for measuring, not --metrics none; drop one")
-    config.metric.check_held_out()
+    config.metric.check_use()
     if config.loss.name != "rooted":
         defaults = LossConfig()
         for option in ("k", "tail", "tail_at", "scale", "acts_on"):

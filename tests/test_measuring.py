@@ -151,6 +151,7 @@ def test_budget_option(text, share):
     [
         ({"metrics": ("none",), "budget": "5%"}, "auto", "--metrics-budget 5% is for measuring, not --metrics none"),
         ({"metrics": ("pr",)}, "fid", "--keep-best fid goes by measurements, and --metrics pr has none"),
+        ({"metrics": ("fid", "fid")}, "auto", "--metrics names fid more than once"),
         ({"held_out": "x.zip"}, "auto", "--held-out x.zip is for --metrics memorisation"),
     ],
 )

@@ -279,8 +279,15 @@ class MetricConfig:
     budget: str | None = None
     patience: int | None = None
 
-    def check_held_out(self) -> None:
-        """Raises ValueError where held-out images are named for nothing."""
+    def check_use(self) -> None:
+        """Refuse what is said to no effect; records of runs, which are read again, may hold it.
+
+        Raises:
+            ValueError: Held-out images without a figure that looks at them, or a figure named twice.
+        """
+        twice = next((name for name in self.metrics if self.metrics.count(name) > 1), None)
+        if twice:
+            raise ValueError(f"--metrics names {twice} more than once; name it once")
         if self.held_out is not None and "memorisation" not in self.metrics:
             raise ValueError(f"--held-out {self.held_out} is for --metrics memorisation; add it, or drop --held-out")
 
@@ -297,9 +304,6 @@ class MetricConfig:
                 raise ValueError(f"--metrics {name} is unknown; a comma list of {', '.join(METRICS)}")
         if "none" in self.metrics and len(self.metrics) > 1:
             raise ValueError("--metrics none cannot be combined with others")
-        twice = next((name for name in self.metrics if self.metrics.count(name) > 1), None)
-        if twice:
-            raise ValueError(f"--metrics names {twice} more than once; name it once")
         if self.detector not in DETECTORS and not re.fullmatch(r"timm:[\w.]+", self.detector):
             known = ", ".join((*DETECTORS, "timm:MODEL"))
             raise ValueError(f"--detector {self.detector} is unknown; one of {known}")

@@ -97,7 +97,7 @@ def command(
     if config.metrics == ("none",):
         raise click.UsageError("--metrics none measures nothing; name some, e.g. --metrics fid,kid")
     with usage_errors():
-        config.check_held_out()
+        config.check_use()
     from stylegan_rooted import measure
 
     records = measure.run(network, data, config, subset=subset, mirror=mirror, seed=seed, device=device, say=say)
