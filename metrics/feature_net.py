@@ -140,7 +140,7 @@ def load_feature_net(path: str | Path, *, device: torch.device | str = "cpu") ->
         with np.load(io.BytesIO(data), allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
     except Exception as error:  # a damaged zip raises many kinds
-        raise ValueError(f"{path} is not a feature-net file ({type(error).__name__}: {error})") from error
+        raise ValueError(f"{path} is not a feature-net file ({type(error).__name__})") from error
     if "format" not in arrays or str(arrays["format"]) != json.dumps(FORMAT):
         raise ValueError(f"{path} is not a feature-net file (wanted format {FORMAT!r})")
     return FeatureNet(arrays, digest=hashlib.sha256(data).hexdigest(), device=device)

@@ -248,7 +248,7 @@ def read_reference(path: str | Path, extractor: FeatureExtractor) -> Precomputed
         with np.load(io.BytesIO(data), allow_pickle=False) as archive:
             arrays = {name: np.asarray(archive[name]) for name in ("mu", "sigma", "feats") if name in archive.files}
     except Exception as error:  # a damaged zip raises many kinds
-        raise ValueError(f"{path} is not an npz file of arrays ({error})") from error
+        raise ValueError(f"{path} is not an npz file of arrays ({type(error).__name__})") from error
     feats, size = arrays.get("feats"), extractor.num_features
     shapes = {"mu": (size,), "sigma": (size, size), "feats": (len(feats), size) if feats is not None else None}
     if not {"mu", "sigma"} <= set(arrays) and feats is None:

@@ -300,7 +300,7 @@ class TimmExtractor:
                     raise KeyError(f"it lacks {len(missing)} tensors, {missing[0]} among them")
                 config = timm.data.resolve_model_data_config(self._model)
         except (RuntimeError, KeyError, ValueError, OSError) as error:
-            reason = str(error).strip().splitlines()[0]
+            reason = _first_sentence(error)
             raise MetricUnavailable(f"{path} does not serve {self.name}: {reason}") from error
         self._model.to(self._device, memory_format=torch.channels_last)
         self._size = tuple(config["input_size"][1:])
@@ -351,7 +351,7 @@ def cleanfid_module(name: str) -> ModuleType:
     try:
         return _beside_torchvision(f"cleanfid.{name}")
     except (ImportError, RuntimeError, AttributeError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = _first_sentence(error)
         raise MetricUnavailable(
             f"clean-fid cannot be used here ({reason}); install it with: pip install 'clean-fid>=0.1.35' torchvision"
         ) from error
@@ -407,7 +407,7 @@ def _load_inception(path: Path, *, resize_inside: bool) -> Any:
         try:
             return wrapper(folder, download=False, resize_inside=resize_inside).eval()
         except (RuntimeError, AttributeError, OSError) as error:
-            reason = str(error).strip().splitlines()[0]
+            reason = _first_sentence(error)
             raise MetricUnavailable(
                 f"{path} is not the TorchScript Inception network ({reason}); fetch {INCEPTION_URL} anew"
             ) from error
@@ -422,7 +422,7 @@ def _load_pytorch_inception(path: Path) -> Any:
         with _quiet():
             return module.InceptionV3(output_blocks=[3], resize_input=False).eval()
     except (RuntimeError, KeyError, TypeError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = _first_sentence(error)
         raise MetricUnavailable(f"{path} does not hold the weights of pytorch-fid ({reason})") from error
     finally:
         module.load_state_dict_from_url = own
@@ -433,7 +433,7 @@ def _load_torchscript(path: Path) -> Any:
         with _quiet():
             return torch.jit.load(str(path), map_location="cpu").eval()
     except (RuntimeError, ValueError, OSError) as error:
-        reason = re.split(r"[.!?]\s|\n", str(error).strip())[0]  # torch goes on about pickles
+        reason = _first_sentence(error)
         raise MetricUnavailable(f"{path} is no TorchScript file ({reason})") from error
 
 
@@ -474,6 +474,11 @@ def _failing_as_unavailable(what: str, x: torch.Tensor) -> Iterator[None]:
     except (RuntimeError, TypeError) as error:
         reason = str(error).strip().splitlines()[-1]
         raise MetricUnavailable(f"{what} failed on {list(x.shape)} images: {reason}") from error
+
+
+def _first_sentence(error: Exception) -> str:
+    """What went wrong; torch goes on with what might be the reason and other remedies than ours."""
+    return re.split(r"[.!?]\s|\n", str(error).strip())[0]
 
 
 def _sha256(path: Path) -> str:

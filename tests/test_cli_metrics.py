@@ -104,6 +104,9 @@ def test_files_that_do_not_serve_are_named(pictures, snapshot, tmp_path, capsys)
     text.write_text("no program\n")
     line = refused("--data", pictures, "--detector", "torchscript", "--detector-file", text)
     assert line.startswith(f"Error: {text} is no TorchScript file (") and ". " not in line.split(" (", 1)[1]
+    for option in (["--detector", "inception", "--detector-file"], ["--detector-file"], ["--reference"]):
+        line = refused("--data", pictures, *option, text)
+        assert f"{text} is no" in line and "allow_pickle" not in line and ". " not in line
     np.savez(tmp_path / "odd.npz", mu=np.zeros(96), sigma=-np.eye(96))
     line = refused("--data", pictures, "--metrics", "fid", "--reference", tmp_path / "odd.npz")
     assert line.startswith(f"Error: {tmp_path / 'odd.npz'}: sigma is no covariance")
