@@ -66,7 +66,8 @@ def _working(verdict: watchdog.Verdict, label: str, rows: Sequence[MetricRow]) -
     change = change_of(first, last)
     if change == "lower" or (change == "same" and last.value < first.value and _falls(rows) >= FALLS):
         share = f", {1 - last.value / first.value:.0%} lower" if first.value > 0 else ""
-        return GOOD, f"Yes: {path}{share}; {nothing_wrong}."
+        steady = f" (within its error, but it fell {_falls(rows)} times in a row)" if change == "same" else ""
+        return GOOD, f"Yes: {path}{share}{steady}; {nothing_wrong}."
     if change_of(first, best) == "lower":
         at = f"{with_error(best)} at {number(best.kimg)} kimg was better than the start"
         return UNCLEAR, f"It was: {path}; {at}; {nothing_wrong}."

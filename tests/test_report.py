@@ -481,6 +481,12 @@ def test_a_snapshot_that_cannot_be_opened_is_not_recommended(tmp_path: Path) -> 
     assert said in subject["run"]["answer"]["stop"] and subject["pictures"]["samples"]
 
 
+def test_a_steady_fall_within_the_error_is_progress_and_says_so(tmp_path: Path) -> None:
+    told = report_answer.answer(read_run(make_run(tmp_path / "run", values=(9.0, 8.9, 8.8, 8.7))))
+    assert "3% lower (within its error, but it fell 3 times in a row); the watchdog" in told.working, told
+    assert told.stop.startswith("It ended early: a larger --kimg goes on with it. FD fell 3 times in a row")
+
+
 def test_nobody_can_tell_early_in_a_run(tmp_path: Path) -> None:
     for i, values in enumerate(((9.0, 8.0, 7.9), (9.0, 5.0, 5.1), (9.0, 5.0, 5.1, 5.2, 5.3))):
         run = read_run(make_run(tmp_path / f"run{i}", values=values, history=("continued",), schedule__kimg=100.0))
