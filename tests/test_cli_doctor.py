@@ -86,7 +86,8 @@ def test_another_repository_on_the_path_is_named(monkeypatch, tmp_path) -> None:
 
 def test_a_command_that_finds_another_repositorys_modules_says_so_in_one_line(tmp_path) -> None:
     (tmp_path / "torch_utils").mkdir()
-    (tmp_path / "torch_utils" / "__init__.py").write_text("")
+    for name in ("__init__", "images", "misc", "persistence"):  # an editable install finds what is not there
+        (tmp_path / "torch_utils" / f"{name}.py").write_text("")
     root = Path(__file__).resolve().parent.parent
     ended = subprocess.run(
         [sys.executable, "-m", "stylegan_rooted", "finetune", "--data", "d", "--resume", "none", "--outdir", "o"],

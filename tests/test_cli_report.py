@@ -91,7 +91,7 @@ def test_wrong_use(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -
     ):
         (name,) = change
         assert f"--{name}" in fail(capsys, 2, arguments(place, out, **change))
-    assert "No such file" in fail(capsys, 1, arguments(place, out, network=str(tmp_path / "no.pkl")))
+    assert "no such file or folder" in fail(capsys, 1, arguments(place, out, network=str(tmp_path / "no.pkl")))
     assert "no such folder" in fail(capsys, 1, arguments(place, out, data=str(tmp_path / "no")))
     (tmp_path / "empty").mkdir()
     assert "no image" in fail(capsys, 1, arguments(place, out, data=str(tmp_path / "empty")))

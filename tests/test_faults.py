@@ -399,7 +399,7 @@ def test_a_measurement_without_network_is_left_out(command, tmp_path, monkeypatc
     ended = forked.run(*arguments, before=unplug)
     assert ended.code == 0 and not ended.errors, ended
     (line,) = [line for line in ended.err.splitlines() if line.startswith("Metrics left out: ")]
-    assert ("cannot fetch the detector: " if file else "FID and KID need the Inception weights: fetch ") in line, line
+    assert ("cannot fetch the detector: " if file else "the inception detector needs its weights: fetch ") in line, line
     assert networks_of(only(tmp_path / "out"))
     assert tried.exists() == bool(file)  # nothing is fetched unasked
 

@@ -215,6 +215,7 @@ def test_conditional_training(pictures, tmp_path) -> None:
 
 
 def test_interrupt_ends_with_a_snapshot(pictures, tmp_path) -> None:
+    before = signal.getsignal(signal.SIGINT)
     said: list[str] = []
 
     def interrupt(text: str) -> None:
@@ -227,7 +228,7 @@ def test_interrupt_ends_with_a_snapshot(pictures, tmp_path) -> None:
     rows = run_dir.read_jsonl(path / "stats.jsonl")
     assert rows[-1]["Progress/kimg"]["mean"] < 1 and any("SIGINT" in line for line in said)
     assert weights(path / "network-snapshot-000000.pkl")
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_non_finite_gradients_are_counted_left_out_and_fatal_past_the_limit(pictures, tmp_path, monkeypatch) -> None:
@@ -380,12 +381,13 @@ def test_interrupt_while_measuring_ends_the_run_at_once(pictures, tmp_path, monk
 
 
 def test_a_second_signal_interrupts_at_once() -> None:
+    before = signal.getsignal(signal.SIGINT)
     hooks = SimpleNamespace(stop_requested=None, measuring=False)
     with pytest.raises(KeyboardInterrupt), finetune.catch_signals(hooks):
         os.kill(os.getpid(), signal.SIGINT)
         assert hooks.stop_requested == "SIGINT"
         os.kill(os.getpid(), signal.SIGINT)
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_failure_before_the_first_step_leaves_no_folder(pictures, tmp_path, monkeypatch) -> None:
