@@ -8,7 +8,6 @@ import contextlib
 import dataclasses
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -136,9 +135,7 @@ class Budget:
         """Seconds of training between two snapshots, from what has been seen so far."""
         return self.trained_sec / max(seen_nimg, 1) * self.interval_nimg
 
-    def num_for(
-        self, budget_sec: float, sec_per_image: float, interval_sec: float, *, loading_sec: float = 0.0
-    ) -> int:
+    def num_for(self, budget_sec: float, sec_per_image: float, interval_sec: float, *, loading_sec: float = 0.0) -> int:
         """The number that takes `budget_sec` with loading, within [MIN_NUM, most]; says what it is."""
         fits = max(int((budget_sec - loading_sec) / max(sec_per_image, 1e-9)), 0)
         num = min(max(fits, MIN_NUM), max(self.most, MIN_NUM))
@@ -171,12 +168,6 @@ def probe(evaluator: Evaluator, G: torch.nn.Module) -> float:
 
 
 # --- in a process of its own
-
-
-def waiting_in(path: Path) -> list[tuple[int, Path]]:
-    """(images shown, pickle) of the snapshots in a run folder that wait to be measured, oldest first."""
-    found = ((re.fullmatch(r"\.measuring-(\d+)\.pkl", file.name), file) for file in path.glob(".measuring-*.pkl"))
-    return sorted((int(match[1]), file) for match, file in found if match)
 
 
 def forget(path: Path, spared: Container[Path] = ()) -> None:
@@ -253,7 +244,7 @@ class Beside:
 
         With a budget, which leaves out snapshots anyway, they are left out.
         """
-        for number, kept in waiting_in(self._path):
+        for number, kept in measured.waiting_in(self._path):
             if number > nimg or self._budget is not None:
                 kept.unlink()
             else:
@@ -268,7 +259,7 @@ class Beside:
             self._process.kill()
             self._process.wait()
             self._process = None
-        spared = {file for _, file in waiting_in(self._path)} if keep_waiting else set()
+        spared = {file for _, file in measured.waiting_in(self._path)} if keep_waiting else set()
         forget(self._path, spared)
 
     @property

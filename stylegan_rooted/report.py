@@ -215,7 +215,7 @@ def _open_chosen(look: _Look, run: RunRecord, device: torch.device) -> None:
             look.loaded = generate.ready(look.opened, device)
             return
         except (OSError, ValueError) as error:
-            look.missing.append(f"{name} cannot be opened ({_one_line(error)}): left out")
+            look.missing.append(f"{name} cannot be opened ({report_run.one_line(error)}): left out")
             damaged = damaged or name
             run.unreadable.add(name)
     look.opened, look.snapshot = None, damaged
@@ -290,7 +290,9 @@ def _open_data(wanted: Wanted, looks: Sequence[_Look], missing: list[str]) -> Im
     except (DatasetError, OSError) as error:
         if named:
             raise
-        missing.append(f"The data cannot be read ({_one_line(error)}): no data sheet, nothing measured; give --data")
+        missing.append(
+            f"The data cannot be read ({report_run.one_line(error)}): no data sheet, nothing measured; give --data"
+        )
         return None
     return dataset
 
@@ -363,7 +365,7 @@ def _facts(look: _Look, data: ImageDataset | None, album: Album, wanted: Wanted,
         try:
             pictures["reals"] = report_pictures.add_file(album, name, reals, _resolution(look, data), alt)
         except READING_ERRORS as error:
-            missing.append(f"{reals.name}: {_one_line(error)}")
+            missing.append(f"{reals.name}: {report_run.one_line(error)}")
     return {
         "name": look.name,
         "role": look.role,
@@ -434,13 +436,13 @@ def _generated(
         found["samples"] = album.add(f"{prefix}-samples", torch.stack(tiles[: size[0] * size[1]]), size, alt)
         found["sweep"] = _sweep(look, labels, album, prefix)
     except ValueError as error:
-        missing.append(f"{look.snapshot or look.path}: {_one_line(error)}")
+        missing.append(f"{look.snapshot or look.path}: {report_run.one_line(error)}")
         return found
     if data is not None:
         try:
             found["nearest"] = _nearest(look, torch.stack(tiles[:num]), data, album, prefix, wanted)
         except READING_ERRORS as error:
-            missing.append(f"No nearest training images: {_one_line(error)}")
+            missing.append(f"No nearest training images: {report_run.one_line(error)}")
     return found
 
 
@@ -578,7 +580,3 @@ def _versions() -> Iterator[tuple[str, str]]:
     for package in PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             yield package, importlib.metadata.version(package)
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

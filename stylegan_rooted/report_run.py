@@ -297,7 +297,7 @@ def _object(run: RunRecord, name: str, lost: str) -> dict[str, Any]:
     except FileNotFoundError:
         run.missing.append(f"{name} is missing: {lost}")
     except (OSError, ValueError, RecursionError) as error:
-        run.missing.append(f"{name} cannot be read ({_one_line(error)}): {lost}")
+        run.missing.append(f"{name} cannot be read ({one_line(error)}): {lost}")
     else:
         if isinstance(value, dict):
             return value
@@ -314,7 +314,7 @@ def _lines(run: RunRecord, name: str, lost: str | None) -> list[Any]:
             run.missing.append(f"{name} is missing: {lost}")
         return []
     except (OSError, ValueError) as error:
-        run.missing.append(f"{name} cannot be read ({_one_line(error)})" + (f": {lost}" if lost else ""))
+        run.missing.append(f"{name} cannot be read ({one_line(error)})" + (f": {lost}" if lost else ""))
         return []
     rows, lines, num_bad = [], text.splitlines(), 0
     for index, line in enumerate(lines):
@@ -372,6 +372,7 @@ def _alive(pid: Any) -> bool:
     return True
 
 
-def _one_line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
+    """What went wrong, as a piece of a sentence."""
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__
     return " ".join(str(text).split())

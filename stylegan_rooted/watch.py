@@ -19,7 +19,6 @@ from stylegan_rooted.report_charts import number
 
 HOST = "127.0.0.1"
 NAMES = (HOST, "localhost")
-PORT = 8765
 REFRESH_SEC = 10
 IDLE_SEC = 15  # after which a silent connection is closed
 TYPES = {"/": "text/html", "/report.json": "application/json", "/report.md": "text/markdown", "/version": "text/plain"}

@@ -298,7 +298,7 @@ def test_snapshots_left_without_figures_are_measured_by_the_next_process(picture
             os.kill(os.getpid(), signal.SIGINT)
 
     path = finetune.run(config, say=interrupt)
-    left = [nimg for nimg, _ in measuring.waiting_in(path)]
+    left = [nimg for nimg, _ in measured.waiting_in(path)]
     assert left and not list(path.glob("metric-*"))  # stopped before the first figures could come
     said: list[str] = []
     assert finetune.run(config, say=said.append) == path and "Finished already" not in said[-1]

@@ -164,10 +164,15 @@ def kimg_in(path: Path, snapshot: str) -> float | None:
     return kimg if isinstance(kimg, int | float) else None
 
 
+def waiting_in(path: Path) -> list[tuple[int, Path]]:
+    """(images shown, pickle) of the snapshots in a run folder that a process beside the run has still to measure."""
+    found = ((re.fullmatch(r"\.measuring-(\d+)\.pkl", file.name), file) for file in path.glob(".measuring-*.pkl"))
+    return sorted((int(match[1]), file) for match, file in found if match)
+
+
 def pending(path: Path) -> set[str]:
-    """Pickles of the snapshots that a process beside the run has still to measure: one of them may be the best."""
-    kept = (re.fullmatch(r"\.measuring-(\d+)\.pkl", file.name) for file in path.glob(".measuring-*.pkl"))
-    return {f"network-snapshot-{int(match[1]) // 1000:06d}.pkl" for match in kept if match}
+    """Names of the snapshots that wait: one of them may be the best."""
+    return {f"network-snapshot-{nimg // 1000:06d}.pkl" for nimg, _ in waiting_in(path)}
 
 
 def _replaced(path: Path, row: dict[str, Any]) -> bool:

@@ -1,7 +1,7 @@
 """Convolutions of inference whose weights are laid out for this processor once instead of at every call.
 
 A convolution library reorders its weights before it starts; with small images that takes longer than the arithmetic.
-`PackedConv2d` keeps the reordered weights. Nothing here has a gradient.
+What `PackedConv2d.bound` gives keeps the reordered weights. Nothing here has a gradient.
 """
 
 from collections.abc import Callable
@@ -10,8 +10,6 @@ import torch
 
 from torch_utils import custom_ops
 from torch_utils.ops import conv2d_cpu, conv2d_gradfix
-
-MAX_SIZES = 2  # for which weights are kept: a batch's and that of the last one, which may be smaller
 
 
 class PackedConv2d:
@@ -27,20 +25,10 @@ class PackedConv2d:
         self.weight = weight.transpose(0, 1) if transposed else weight
         self.transposed = transposed
         self.padding = 0 if transposed else weight.shape[2] // 2
-        self._calls: dict[torch.Size, Callable[[torch.Tensor], torch.Tensor]] = {}  # by the size of the images
         self._prepared: torch.Tensor | None = None
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """Convolve channels-last images [N, I, H, W]."""
-        call = self._calls.get(x.shape)
-        if call is None:
-            if len(self._calls) == MAX_SIZES:
-                self._calls.clear()
-            call = self._calls[x.shape] = self.bound(x)
-        return call(x)
-
     def bound(self, like: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
-        """The convolution of images of this size and kind, with nothing left to decide."""
+        """The convolution of channels-last images [N, I, H, W] of this size and kind, with nothing left to decide."""
         if self._is_ours(like):
             if self._prepared is None:
                 self._prepared = conv2d_cpu.prepare(self.weight)
