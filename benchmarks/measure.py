@@ -88,8 +88,8 @@ def interleave(
         in_a_row: Workers take turns by repetitions instead: all pieces of one, then of the next. Memory that a process
             has handed back goes to the host of a virtual machine within seconds and is dear to get again; the original
             was measured without such pauses.
-        wake: All pieces are run once more, uncounted, before such a turn: at 64 pixels the first round after seconds of
-            others' turns takes this project a fifth longer than the next ones.
+        wake: All pieces are run once more, uncounted, before such a turn: the first round after others' long turns
+            is slower than the next ones.
         say: Told what is being done.
     """
     pieces = list(pieces)

@@ -143,7 +143,7 @@ def subject_kind(kind: str) -> Any:
     """The class of that name. What it needs alone is imported.
 
     What a process has loaded before decides how much memory the C library keeps for later: with everything in `parts`
-    the reference's step takes 5,000 page faults, as a script that trains takes it 40,000, and a sixth more time.
+    the reference's step takes far fewer page faults than in a script that trains, and less time.
     """
     from benchmarks import subjects
 
