@@ -22,6 +22,15 @@ SHARES = (1.0, 0.9, 0.5)
 """Thresholds: these shares of the way from the baseline's first figure to its last, for every seed its own."""
 
 NO_PAIR = "no pair"
+OVERALL = {
+    paired.BETTER: "better than {baseline}",
+    paired.WORSE: "worse than {baseline}",
+    paired.NONE_SEEN: "no difference seen from {baseline}",
+    paired.LEFT_OPEN: "left open by failed runs",
+    paired.TOO_FEW: "nothing can be said of",
+    NO_PAIR: "no pair of finished runs",
+}
+"""Outcomes in the order of the verdict, and how it says them of arms."""
 
 Curve = Sequence[Sequence[float]]
 Record = dict[str, Any]
@@ -66,7 +75,8 @@ def describe(record: Record | None) -> str:
     if record["status"] != "finished":
         return f"failed at {record['kimg']:g} kimg: {record['reason']}"
     name = record["headline"]
-    value = f"{label(name)} {record['final'][name]['value']:.4g}, " if name else ""
+    found = _value(record, name) if name else None
+    value = f"{label(name)} {'none' if found is None else f'{found:.4g}'}, " if name else ""
     return f"{value}{record['sec_per_kimg'] or math.nan:.3g} sec/kimg"
 
 
@@ -190,43 +200,46 @@ def judge(
     figure: str,
     *,
     num_comparisons: int,
-) -> dict[str, str]:
-    """Outcome and line for one arm, with the failures that the intervals leave out."""
+) -> dict[str, Any]:
+    """Outcome and line for one arm, its pairs `n`, and its runs `without` the figure, which the intervals leave out."""
     pairs = _pairs(by_run, arm, baseline, seeds, figure)
-    failed = [f"{_failed(by_run, name, seeds)} of {len(seeds)} of {name}" for name in (arm, baseline)]
-    lost = f"; failed runs: {' and '.join(failed)}" if len(pairs) < len(seeds) else ""
+    without, without_baseline = (_without(by_run, name, seeds, figure) for name in (arm, baseline))
+    lost = ""
+    if len(pairs) < len(seeds):
+        lost = f"; failed or unmeasured runs: {without} of {len(seeds)} of {arm} and {without_baseline} of {baseline}"
     what = f"final {label(figure)}"
     if not pairs:
         text = f"{arm} against {baseline}, {what}: no pair of finished runs is left"
-        return {"arm": arm, "outcome": NO_PAIR, "text": text + lost}
+        return {"arm": arm, "outcome": NO_PAIR, "text": text + lost, "n": 0, "without": without}
     found = paired.compare_pairs([a for _, a, _ in pairs], [b for _, _, b in pairs], num_comparisons=num_comparisons)
-    told = paired.verdict(arm, baseline, found, what=what, lower_is_better=lower_is_better(figure))
+    told = paired.verdict(
+        arm,
+        baseline,
+        found,
+        what=what,
+        lower_is_better=lower_is_better(figure),
+        num_failed=without,
+        num_failed_baseline=without_baseline,
+    )
     if lost:
         lost += ", whose pairs are left out, which flatters what fails more often"
-    return {"arm": arm, "outcome": told.outcome, "text": told.text + lost}
+    return {"arm": arm, "outcome": told.outcome, "text": told.text + lost, "n": len(pairs), "without": without}
 
 
-def overall(verdicts: Sequence[dict[str, str]], baseline: str, judged_by: str, num_seeds: int) -> str:
-    """One line from the outcomes of all arms."""
-    what = f"final {label(judged_by)}, {num_seeds} seed{'s' if num_seeds > 1 else ''}"
-    note = paired.coarse_note(num_seeds)
-    ending = f" {note[0].upper()}{note[1:]}." if note else ""
-
-    def of(outcome: str) -> str:
-        return ", ".join(v["arm"] for v in verdicts if v["outcome"] == outcome)
-
+def overall(verdicts: Sequence[dict[str, Any]], baseline: str, judged_by: str, num_seeds: int) -> str:
+    """One line from the outcomes of all arms (see `judge`); pairs that failures cost are part of it."""
     parts = []
-    for outcome, words in ((paired.BETTER, "better than"), (paired.WORSE, "worse than")):
-        if of(outcome):
-            parts.append(f"{words} {baseline}: {of(outcome)}")
-    if of(paired.NONE_SEEN):
-        parts.append(f"no difference seen from {baseline}: {of(paired.NONE_SEEN)}")
-    if of(paired.TOO_FEW):
-        parts.append(f"nothing can be said of: {of(paired.TOO_FEW)}")
-    if of(NO_PAIR):
-        parts.append(f"no pair of finished runs: {of(NO_PAIR)}")
-    text = "; ".join(parts)
-    return f"Verdict ({what}): {text}.{ending}"
+    for outcome, words in OVERALL.items():
+        arms = ", ".join(v["arm"] for v in verdicts if v["outcome"] == outcome)
+        if arms:
+            parts.append(f"{words.format(baseline=baseline)}: {arms}")
+    lost = ", ".join(f"{num_seeds - v['n']} of {num_seeds} ({v['arm']})" for v in verdicts if v["n"] < num_seeds)
+    if lost:
+        parts.append(f"pairs lost to failed runs: {lost}")
+    note = paired.coarse_note(min((v["n"] for v in verdicts if v["n"]), default=num_seeds))
+    ending = f" {note[0].upper()}{note[1:]}." if note else ""
+    what = f"final {label(judged_by)}, {num_seeds} seed{'s' if num_seeds > 1 else ''}"
+    return f"Verdict ({what}): {'; '.join(parts)}.{ending}"
 
 
 def arm_facts(
@@ -242,7 +255,7 @@ def arm_facts(
 
     final = {}
     for figure in figures:
-        values = [record["final"][figure]["value"] for record in finished if figure in record["final"]]
+        values = [value for record in finished if (value := _value(record, figure)) is not None]
         if values:
             sd = float(np.std(values, ddof=1)) if len(values) > 1 else None
             final[figure] = {"mean": float(np.mean(values)), "sd": sd, "n": len(values)}
@@ -280,7 +293,8 @@ def time_ratio(
         if base["status"] != "finished" or len(curve) < 2 or curve[-1][1] >= curve[0][1]:
             without += 1
             continue
-        threshold = curve[0][1] + share * (curve[-1][1] - curve[0][1])
+        # Never beyond the last figure, which rounding could do: the baseline has reached what it ended with.
+        threshold = max(curve[0][1] + share * (curve[-1][1] - curve[0][1]), curve[-1][1])
         reached = kimg_to(curve, threshold)
         ours = kimg_to([(kimg, sign * value) for kimg, value in own["curves"].get(figure, [])], threshold)
         assert reached is not None  # the curve ends at or beyond its threshold
@@ -370,8 +384,9 @@ def _value(record: Record, figure: str) -> float | None:
     return float(value) if value is not None and math.isfinite(value) else None
 
 
-def _failed(by_run: dict[tuple[str, int], Record], arm: str, seeds: Sequence[int]) -> int:
-    return sum(by_run[arm, seed]["status"] != "finished" for seed in seeds)
+def _without(by_run: dict[tuple[str, int], Record], arm: str, seeds: Sequence[int], figure: str) -> int:
+    """Runs of an arm without a finite figure: failed, or not measurable."""
+    return sum(_value(by_run[arm, seed], figure) is None for seed in seeds)
 
 
 def _short(record: Record, figure: str) -> dict[str, Any]:

@@ -24,6 +24,9 @@ COARSE_BELOW = 10
 
 METHODS = ("bca", "percentile", "t")
 BETTER, WORSE, NONE_SEEN, TOO_FEW = "better", "worse", "no difference seen", "too few pairs"
+LEFT_OPEN = "left open by failed runs"
+ROUNDING = 1e-12
+"""Differences that spread by less, relative to the values they are of, differ by rounding alone."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the intervals allow to be said: `outcome` is BETTER, WORSE, NONE_SEEN or TOO_FEW; `text` is one line."""
+    """What the intervals allow to be said: BETTER, WORSE, NONE_SEEN, TOO_FEW or LEFT_OPEN; `text` is one line."""
 
     outcome: str
     text: str
@@ -99,7 +102,7 @@ def paired_difference(
     first, second = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
     if first.ndim != 1 or first.shape != second.shape:
         raise ValueError(f"pairs need two lists of one length, got {first.shape} and {second.shape}")
-    return _interval(first - second, method, level, seed)
+    return _interval(_without_rounding(first - second, first, second), method, level, seed)
 
 
 def paired_ratio(a: ArrayLike, b: ArrayLike, *, method: str = "bca", level: float = LEVEL, seed: int = 0) -> Interval:
@@ -131,31 +134,55 @@ def compare_pairs(a: ArrayLike, b: ArrayLike, *, num_comparisons: int = 1, level
     )
 
 
-def verdict(name: str, baseline: str, found: Comparison, *, what: str, lower_is_better: bool = True) -> Verdict:
+def verdict(
+    name: str,
+    baseline: str,
+    found: Comparison,
+    *,
+    what: str,
+    lower_is_better: bool = True,
+    num_failed: int = 0,
+    num_failed_baseline: int = 0,
+) -> Verdict:
     """One line about `name` against `baseline`; `found` is of name's values less baseline's.
 
-    A difference is claimed only where the bootstrap's, Student's and the corrected interval exclude zero.
+    A difference is claimed only where the bootstrap's, Student's and the corrected interval exclude zero. Differences
+    that are all equal have no spread to make an interval of: then their common sign must do (an exact sign test at
+    the corrected level). What failed more often is never the better one: pairs that are left are those it survived.
 
     Args:
         what: What was measured, e.g. "final FD".
         lower_is_better: Whether small values are good.
+        num_failed, num_failed_baseline: Runs of either that are in no pair because they have no figure.
     """
     both = (found.bootstrap, found.student)
     head = f"{name} against {baseline}, {what}"
     mean = found.student.mean
     if found.n < 2:
         return Verdict(TOO_FEW, f"{head}: one pair ({_signed(mean)}) shows no spread, so nothing can be said")
+    note = coarse_note(found.n)
+    ending = f"; {note}" if note else ""
+    if found.student.low == found.student.high:
+        equal = f"all {found.n} differences are {_signed(mean)}"
+        if not mean:
+            return Verdict(NONE_SEEN, f"{head}: {NONE_SEEN} ({equal}){ending}")
+        if 2.0 ** (1 - found.n) > 1 - found.corrected.level:
+            return Verdict(TOO_FEW, f"{head}: {equal} and show no spread, so nothing can be said")
     low, high = min(i.low for i in both), max(i.high for i in both)
     numbers = (
         f"mean difference {_signed(mean)}, {found.student.level:.0%} interval {_signed(found.bootstrap.low)} to "
         f"{_signed(found.bootstrap.high)} (bootstrap), {_signed(found.student.low)} to {_signed(found.student.high)} "
         f"(t), n = {found.n}"
     )
-    note = coarse_note(found.n)
-    ending = f"; {note}" if note else ""
     if all(i.excludes(0) for i in (*both, found.corrected)):
-        good = (mean < 0) == lower_is_better
-        return Verdict(BETTER if good else WORSE, f"{head}: {BETTER if good else WORSE} ({numbers}){ending}")
+        outcome = BETTER if (mean < 0) == lower_is_better else WORSE
+        winner, failures, others = name, num_failed, num_failed_baseline
+        if outcome == WORSE:
+            winner, failures, others = baseline, num_failed_baseline, num_failed
+        if failures > others:
+            why = f"{outcome} in the pairs that are left, but {winner} failed more often"
+            return Verdict(LEFT_OPEN, f"{head}: {LEFT_OPEN}, {why} ({numbers}){ending}")
+        return Verdict(outcome, f"{head}: {outcome} ({numbers}){ending}")
     why = f"anything from {_signed(low)} to {_signed(high)} is not excluded"
     if all(i.excludes(0) for i in both):
         why = f"a single comparison would show one, but this is one of {found.num_comparisons}"
@@ -173,6 +200,12 @@ def coarse_note(n: int) -> str:
     least = 2.0 ** (1 - n)
     beyond = f" (an exact sign test cannot fall below p = {least:.2g})" if least > 0.05 else ""
     return f"{n} pairs are few and the intervals coarse{beyond}"
+
+
+def _without_rounding(d: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """`d` = a - b, all of it its mean where it spreads by rounding alone."""
+    noise = ROUNDING * max(np.abs(a).max(initial=0.0), np.abs(b).max(initial=0.0))
+    return np.full_like(d, d.mean()) if d.size and np.ptp(d) <= noise < math.inf else d
 
 
 def _interval(d: np.ndarray, method: str, level: float, seed: int) -> Interval:

@@ -301,7 +301,7 @@ def test_failures_are_results(pictures, tmp_path, monkeypatch) -> None:
     assert failed["reason"] == "TrainingDiverged: weights are not finite any more" and failed["kimg"] == 0.004
     assert results["arms"][1]["num_finished"] == 1 and results["differences"][0]["n"] == 1
     (told,) = results["verdicts"]
-    assert "1 of 2 of rooted:k=2 and 0 of 2 of logistic" in told["text"] and "flatters" in told["text"]
+    assert "1 of 2 of rooted:k=2 and 0 of logistic" in told["text"] and "flatters" in told["text"]
     assert "| rooted:k=2 | 1 | TrainingDiverged" in (tmp_path / "compare.md").read_text()
     monkeypatch.setattr(finetune, "execute", original)
     asked = request(pictures, tmp_path, seeds="0-1")

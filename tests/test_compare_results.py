@@ -5,6 +5,8 @@ import math
 from xml.etree import ElementTree
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from stylegan_rooted import compare_results, paired, report_compare
 from stylegan_rooted.compare_results import choose, kimg_to, summarise
@@ -129,10 +131,37 @@ def test_failed_runs_leave_pairs_out_and_are_said() -> None:
     found = results_of(records)
     assert found["differences"][0]["n"] == 4 and found["arms"][1]["num_finished"] == 4
     assert found["verdicts"][0]["text"].endswith(
-        "failed runs: 1 of 5 of rooted:k=2 and 0 of 5 of logistic, whose pairs are left out, which flatters what fails "
-        "more often"
+        "failed or unmeasured runs: 1 of 5 of rooted:k=2 and 0 of logistic, whose pairs are left out, which flatters "
+        "what fails more often"
+    )
+    assert found["verdicts"][0]["outcome"] == paired.LEFT_OPEN  # better in 4 pairs, but the 5th it did not survive
+    assert found["verdict"].startswith(
+        "Verdict (final FD, 5 seeds): no difference seen from logistic: rooted:k=8; left open by failed runs: "
+        "rooted:k=2; pairs lost to failed runs: 1 of 5 (rooted:k=2). 4 pairs are few"
     )
     assert found["thresholds"][0]["censored"] == 1  # it had not arrived when it failed
+
+
+def test_a_figure_that_is_no_number_is_a_missing_one(tmp_path) -> None:
+    """A finished run whose figure is null (NaN in JSON) neither stops the summary nor passes for a failed one."""
+    records = three_arms()
+    records[4]["final"]["fd"]["value"] = None
+    found = results_of(records)
+    assert found["verdicts"][0]["n"] == 4 and found["arms"][1]["final"]["fd"]["n"] == 4
+    assert "failed or unmeasured runs: 1 of 5 of rooted:k=2" in found["verdicts"][0]["text"]
+    assert "FD none" in compare_results.describe(records[4])
+    report_compare.write(tmp_path, found | PROVENANCE)
+
+
+@given(first=st.floats(1, 1e3), share=st.floats(1e-6, 1 - 1e-6))
+@settings(max_examples=200, deadline=None)
+def test_the_baseline_reaches_its_own_last_figure(first, share) -> None:
+    """Rounding put the threshold of 100 % below the figure it was made of in one of seven such curves."""
+    last = first * share
+    records = [run("logistic", 0, [first, last]), run("rooted:k=2", 0, [first, last])]
+    if last < first:
+        (row, *_) = summarise(records, arms=ARMS[:2], seeds=[0], judged_by="fd")["thresholds"]
+        assert row["ratio"] == 1 and row["censored"] == 0
 
 
 def test_an_arm_of_failures_has_no_pair() -> None:

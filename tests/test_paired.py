@@ -124,6 +124,35 @@ def test_one_pair_and_equal_pairs() -> None:
     assert verdict("a", "b", same, what="FD").outcome == paired.NONE_SEEN
 
 
+def test_differences_without_spread_claim_nothing_until_their_sign_does() -> None:
+    """Equal differences have an interval of length 0 around whatever they are: two of 1e-9 were "better" by it."""
+    for n, size in ((2, 1.0), (5, 1e-9), (5, -3.0)):
+        a = 50 + np.arange(n) + size
+        found = compare_pairs(a, a - size)
+        assert found.bootstrap.low == found.student.high == pytest.approx(size, rel=1e-4)  # rounding is no spread
+        told = verdict("a", "b", found, what="FD")
+        assert told.outcome == paired.TOO_FEW and "no spread" in told.text
+    six = compare_pairs(np.arange(6) - 1.0, np.arange(6))
+    assert verdict("a", "b", six, what="FD").outcome == paired.BETTER  # a sign test: p = 1/32
+    corrected = compare_pairs(np.arange(6) - 1.0, np.arange(6), num_comparisons=2)
+    assert verdict("a", "b", corrected, what="FD").outcome == paired.TOO_FEW
+    none = verdict("a", "b", compare_pairs(D, D), what="FD")
+    assert none.outcome == paired.NONE_SEEN and "all 5 differences are +0" in none.text
+
+
+def test_what_fails_more_often_is_never_the_better_one() -> None:
+    clear = np.array([-5.0, -5.2, -4.9, -5.1, -4.8])
+
+    def outcome(d, failed: int, failed_baseline: int) -> str:
+        found = compare_pairs(d, ZERO)
+        return verdict("a", "b", found, what="FD", num_failed=failed, num_failed_baseline=failed_baseline).outcome
+
+    assert outcome(clear, 2, 0) == outcome(-clear, 0, 1) == paired.LEFT_OPEN
+    assert outcome(clear, 1, 1) == outcome(clear, 0, 3) == paired.BETTER
+    assert outcome(-clear, 2, 0) == outcome(-clear, 2, 2) == paired.WORSE
+    assert outcome(D, 2, 0) == paired.NONE_SEEN
+
+
 def test_verdicts() -> None:
     clear = np.array([-5.0, -5.2, -4.9, -5.1, -4.8])
     found = verdict("rooted:k=2", "logistic", compare_pairs(clear, ZERO), what="final FD")

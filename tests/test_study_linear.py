@@ -221,6 +221,9 @@ def test_entries_say_better_only_where_every_interval_does():
     assert found["a"].effect == pytest.approx(-0.98) and found["a"].low < -0.98 < found["a"].high < 0
     failing = comparison.entry([*less[:4], None], base, lower_is_better=True)
     assert failing.outcome == "no difference seen" and failing.num_failed == 1
+    more = [v + 2 - 0.01 * i for i, v in enumerate(base)]  # worse, but only where the baseline survived
+    assert comparison.entry(more, base, lower_is_better=True).outcome == "worse"
+    assert comparison.entry(more, [None, *base[1:]], lower_is_better=True).outcome == "no difference seen"
     assert comparison.entry([None, math.nan], [1, 2], lower_is_better=True).outcome == "all failed"
     ratio = comparison.entry([2.0, 4.0, 8.2], [1.0, 2.0, 4.0], lower_is_better=True, ratio=True)
     assert ratio.outcome == "worse" and ratio.effect == pytest.approx(2.0, rel=0.01)

@@ -53,7 +53,7 @@ def entry(
         ratio: Compare by ratio; values are positive then.
         num_comparisons: How many comparisons are looked at together.
 
-    An objective with failures where the baseline has none is never called better.
+    An objective with more failures than the baseline is never called better, and one with fewer never worse.
     """
     found = [_finite(v) for v in values]
     kept = [v for v in found if v is not None]
@@ -70,8 +70,11 @@ def entry(
     if not pairs:
         return Entry(mean, len(found), num_failed, outcome=paired.TOO_FEW)
     compared = paired.compare_pairs(*zip(*pairs), num_comparisons=num_comparisons)
-    outcome = paired.verdict("", "", compared, what="", lower_is_better=lower_is_better).outcome
-    if outcome == paired.BETTER and num_failed > base.count(None):
+    outcome = paired.verdict(
+        "", "", compared, what="", lower_is_better=lower_is_better, num_failed=num_failed,
+        num_failed_baseline=base.count(None),
+    ).outcome  # fmt: skip
+    if outcome == paired.LEFT_OPEN:
         outcome = paired.NONE_SEEN
     back = math.exp if ratio else float
     interval = compared.student
