@@ -1,0 +1,66 @@
+#!/usr/bin/env bash
+# The paired GAN experiments of docs/experiments.md: does the rooted loss help fine-tuning, and training from scratch?
+#
+#   scripts/gan_answer.sh FOLDER [STAGE ...]     all stages by default
+#
+#     finetune  three targets, full and 100 images; logistic, k = 2 as given and calibrated, k = 8
+#     tune      Twemoji, learning rate and gamma chosen for every arm from one grid
+#     scratch   200 images of 64x64 from scratch, otherwise "auto": logistic, k = 2, k = 20
+#     arms      finetune's comparisons with two arms more: k = 2 with a linear tail, and k from 2 to 64 within 2 kimg
+#
+# Builds the data sets on first use, trains with two processes of one thread each, and writes FOLDER/NAME/compare.{json,md,html}.
+# What is done is not repeated: interrupted, the same command goes on. Run times on two cores stand in docs/experiments.md.
+set -euo pipefail
+here=$(cd "$(dirname "$0")/.." && pwd)
+folder=${1:?usage: scripts/gan_answer.sh FOLDER [STAGE ...]}
+shift
+stages=${*:-finetune tune scratch arms}
+bin=${BIN:-$here/.venv/bin}
+mkdir -p "$folder" && cd "$folder"
+[ -f data/digits-32.zip ] || "$bin/python" "$here/scripts/experiment_targets.py" data
+
+common="--seeds 0-4 --threads 1 --device cpu --keep-last 1 --grid 8x4 --batch 16 --metrics fid,kid --metric-num 1000 --snap 1"
+
+# compare NAME OPTIONS...: both shares side by side, then the merged result.
+compare() {
+  local name=$1 pids=() share
+  shift
+  for share in 1/2 2/2; do
+    "$bin/stylegan-rooted" compare --outdir "$name" $common "$@" --only "$share" >>"$name.${share%/*}.log" 2>&1 &
+    pids+=($!)
+  done
+  for share in "${pids[@]}"; do wait "$share"; done
+  "$bin/stylegan-rooted" compare --outdir "$name" $common "$@"
+}
+
+# The demonstration's settings, which were found for the rooted loss at k = 2 with a tail.
+shared="--aug noaug --pl-weight 0 --style-mixing 0 --g-reg-interval none --ema-kimg 0.5 --resume $here/stylegan_rooted/assets/emoji32.pkl"
+rates="--gamma 0.5 --glr 0.002 --dlr 0.002"
+
+# both TARGET MIRROR LOSSES: the full set for 5 kimg, 100 images for 2.5 kimg.
+both() {
+  compare "$1-full" --losses "$3" --data "data/$1-32.zip" --mirror "$2" --kimg 5 --tick 1 $shared $rates
+  compare "$1-100" --losses "$3" --data "data/$1-32.zip" --mirror "$2" --subset 100 --kimg 2.5 --tick 0.5 $shared $rates
+}
+
+first="logistic,rooted:k=2,rooted:k=2,scale=calibrated,rooted:k=8"
+for stage in $stages; do
+  case $stage in
+    finetune | arms)
+      losses=$first
+      [ "$stage" = finetune ] || losses="$first,rooted:k=2,tail=4,rooted:k=2:64@2"
+      both twemoji true "$losses"
+      both openmoji true "$losses"
+      both digits false "$losses"
+      ;;
+    tune)
+      compare twemoji-tuned --losses logistic,rooted:k=2 --data data/twemoji-32.zip --mirror true --kimg 5 --tick 1 $shared \
+        --tune "lr=0.001,0.002,0.004;gamma=0.1,0.5,2" --tune-kimg 2.5
+      ;;
+    scratch)
+      compare twemoji-scratch --losses logistic,rooted:k=2,rooted:k=20 --data data/twemoji-64.zip --mirror true --subset 200 \
+        --resume none --cbase 2048 --cmax 64 --kimg 6 --tick 1
+      ;;
+    *) echo "unknown stage $stage" >&2 && exit 2 ;;
+  esac
+done
