@@ -287,19 +287,6 @@ def generated_images(
     return _generate(G, num, seed, batch_size, firsts, pool, noise_mode, device, truncation_psi, synthesis_kwargs)
 
 
-def dataset_images(dataset: Any, *, batch_size: int = 64, num: int | None = None) -> Iterator[np.ndarray]:
-    """Batches uint8 [N, C, H, W] of a data set whose items start with a uint8 [C, H, W] image, in its own order.
-
-    Args:
-        dataset: Anything with `len()` and `dataset[i] -> (image, …)`.
-        batch_size: Most images at once.
-        num: Only the first so many; None takes all.
-    """
-    total = len(dataset) if num is None else min(num, len(dataset))
-    for first in range(0, total, batch_size):
-        yield np.stack([dataset[i][0] for i in range(first, min(first + batch_size, total))])
-
-
 def _generate(
     G: torch.nn.Module,
     num: int,

@@ -18,10 +18,10 @@ R = 16
 NAUGHTY = "<script>alert('x')</script><img src=http://x.y/z onerror=alert(1)> \"&amp; {{ 7*7 }} | *b* `c`"
 
 
-def save_network(path: Path, seed: int, c_dim: int = 0) -> Path:
+def save_network(path: Path, seed: int, c_dim: int = 0, img_channels: int = 3) -> Path:
     """A generator of random weights with its discriminator."""
     torch.manual_seed(seed)
-    common = dict(img_resolution=R, img_channels=3, c_dim=c_dim)
+    common = dict(img_resolution=R, img_channels=img_channels, c_dim=c_dim)
     G = networks.Generator(z_dim=8, w_dim=8, synthesis_kwargs=dict(channel_base=128, channel_max=8), **common).eval()
     D = networks.Discriminator(channel_base=128, channel_max=8, **common).eval()
     network_pickle.save(path, G=G, D=D, G_ema=G)

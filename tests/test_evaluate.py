@@ -16,7 +16,6 @@ from metrics.evaluate import (
     FIGURES,
     MetricResult,
     combine,
-    dataset_images,
     evaluate,
     generated_images,
     headline,
@@ -277,13 +276,6 @@ def test_failure_inside_the_generator_restores_everything(toy):
     with pytest.raises(TypeError):
         list(generated_images(toy, num=4, seed=0, unknown_option=1))
     assert toy.training and torch.equal(torch.get_rng_state(), state)
-
-
-def test_data_set_batches():
-    items = [(np.full((1, 2, 2), i, np.uint8), None) for i in range(7)]
-    batches = list(dataset_images(items, batch_size=3))
-    assert [len(b) for b in batches] == [3, 3, 1] and np.concatenate(batches)[:, 0, 0, 0].tolist() == list(range(7))
-    assert [len(b) for b in dataset_images(items, batch_size=3, num=4)] == [3, 1]
 
 
 def test_result_type_has_no_surprises():

@@ -19,7 +19,16 @@ from hypothesis import strategies as st
 from report_runs import NAUGHTY, R, make_run, metric_row, save_network, stat_rows, tiles, write_lines
 
 from metrics import feature_net
-from stylegan_rooted import generate, report, report_answer, report_charts, report_curves, report_pictures, report_run
+from stylegan_rooted import (
+    generate,
+    report,
+    report_answer,
+    report_charts,
+    report_curves,
+    report_pictures,
+    report_run,
+    report_samples,
+)
 from stylegan_rooted.evaluation import Evaluator
 from stylegan_rooted.report import Wanted
 from stylegan_rooted.report_charts import Series, chart, nice_ticks, number, thinned
@@ -45,8 +54,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STYLEGAN_ROOTED_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(report, "NUM_SAMPLES", 8)  # the grid's 24 will do
-    monkeypatch.setattr(report, "NUM_SWEEP_SEEDS", 2)
+    monkeypatch.setattr(report_samples, "NUM_SAMPLES", 8)  # the grid's 24 will do
+    monkeypatch.setattr(report_samples, "NUM_SWEEP_SEEDS", 2)
 
 
 def settings(place: Path, **changes: Any) -> MetricConfig:
@@ -424,6 +433,13 @@ def test_a_bare_network_without_data(place: Path, tmp_path: Path) -> None:
         subject["pictures"]["samples"] and subject["pictures"]["nearest"] is None and "--data" in result["missing"][0]
     )
     assert "No figures: nothing was measured." in page_of(tmp_path / "o").words
+
+
+@pytest.mark.parametrize(("channels", "said"), [(3, False), (4, True)])
+def test_transparent_images_are_said_to_be_shown_on_white(channels: int, said: bool, tmp_path: Path) -> None:
+    network = save_network(tmp_path / "rgba.pkl", 1, img_channels=channels)
+    composed = report.compose([network], Wanted(measure="none", device="cpu"))
+    assert ("(RGBA, shown on white)" in report.page(composed)) is said
 
 
 def test_nearest_training_images_are_found_with_their_distance(place: Path, tmp_path: Path) -> None:
