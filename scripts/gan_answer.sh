@@ -14,7 +14,7 @@ set -euo pipefail
 here=$(cd "$(dirname "$0")/.." && pwd)
 folder=${1:?usage: scripts/gan_answer.sh FOLDER [STAGE ...]}
 shift
-stages=${*:-finetune tune scratch arms}
+stages=${*:-finetune scratch tune arms}
 bin=${BIN:-$here/.venv/bin}
 mkdir -p "$folder" && cd "$folder"
 [ -f data/digits-32.zip ] || "$bin/python" "$here/scripts/experiment_targets.py" data
@@ -59,7 +59,7 @@ for stage in $stages; do
       ;;
     scratch)
       compare twemoji-scratch --losses logistic,rooted:k=2,rooted:k=20 --data data/twemoji-64.zip --mirror true --subset 200 \
-        --resume none --cbase 2048 --cmax 64 --kimg 6 --tick 1
+        --resume none --cbase 2048 --cmax 64 --kimg 4 --tick 1
       ;;
     *) echo "unknown stage $stage" >&2 && exit 2 ;;
   esac

@@ -243,9 +243,20 @@ def test_empty_folder_and_zip(tmp_path):
     assert "no image files" in refused(zip_folder(tmp_path / "empty", tmp_path / "empty.zip"))
 
 
-def test_not_a_zip(tmp_path):
-    (tmp_path / "a.zip").write_bytes(b"PK but no zip")
-    assert "not a readable zip" in refused(tmp_path / "a.zip")
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (b"", "it is empty"),
+        (b"PK but no zip", "damaged or not whole"),
+        (b"<!DOCTYPE html><html>", "a web page"),
+        (b"7z\xbc\xaf\x27\x1c", "another archive; unpack it"),
+        (b"something else", "File is not a zip file"),
+    ],
+)
+def test_not_a_zip(data, said, tmp_path):
+    (tmp_path / "a.zip").write_bytes(data)
+    message = refused(tmp_path / "a.zip")
+    assert "not a readable zip" in message and said in message
 
 
 def test_not_square(tmp_path):

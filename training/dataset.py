@@ -7,6 +7,7 @@ import copy
 import hashlib
 import json
 import os
+import re
 import shlex
 import stat
 import threading
@@ -86,6 +87,22 @@ class FolderSource:
         return self.read(LABELS_FILE) if os.path.isfile(os.path.join(self.path, LABELS_FILE)) else None
 
 
+_NOT_ZIPS = (
+    (rb"\Z", "it is empty; download it anew"),
+    (rb"PK", "it is damaged or not whole ({}); download or make it anew"),
+    (rb"\s*<(!doctype|html|\?xml|head|body)", "it is a web page, e.g. that of a login; download it from a direct link"),
+    (rb"\x1f\x8b|\xfd7zXZ|BZh|\x28\xb5\x2f\xfd|7z\xbc\xaf|Rar!", "it is no zip but another archive; unpack it"),
+)
+
+
+def _no_zip(path: str, err: Exception) -> str:
+    """What a file is that no zip reader can read, told by its first bytes, and what to do."""
+    with open(path, "rb") as file:
+        head = file.read(64)
+    found = (words for pattern, words in _NOT_ZIPS if re.match(pattern, head, re.IGNORECASE))
+    return next(found, "{}").format(err)
+
+
 class ZipSource:
     """Image files inside a zip; each process opens it for itself, so workers and threads may share the object."""
 
@@ -103,7 +120,7 @@ class ZipSource:
             try:
                 self._handle = os.getpid(), zipfile.ZipFile(self.path)
             except (zipfile.BadZipFile, EOFError, ValueError, NotImplementedError) as err:
-                raise DatasetError(f"{self.path} is not a readable zip file ({err})") from err
+                raise DatasetError(f"{self.path} is not a readable zip file: {_no_zip(self.path, err)}") from err
         return self._handle[1]
 
     def open(self, name: str) -> IO[bytes]:
