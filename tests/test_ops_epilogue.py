@@ -1,6 +1,7 @@
 """The operator behind convolutions: definition against fast ways, derivatives, what torch asks of an operator."""
 
 import itertools
+import weakref
 
 import helpers
 import pytest
@@ -95,16 +96,51 @@ def test_bfloat16_is_rounded_once(monkeypatch) -> None:
         helpers.assert_close(ours, theirs, 2**-7, "bfloat16 gradient")
 
 
+@pytest.mark.parametrize("clamp", (None, 1.1))
 @pytest.mark.parametrize("act", epilogue.NATIVE_ACTS)
-def test_derivatives_by_finite_differences(act, ops) -> None:
+def test_derivatives_by_finite_differences(act, clamp, ops) -> None:
     args = arguments(True, "map", True, 3, (2, 2))
 
     def call(x, scale, strength, bias):
-        return epilogue.epilogue(x, scale, args[2], strength, bias, act=act, clamp=1.1)
+        return epilogue.epilogue(x, scale, args[2], strength, bias, act=act, clamp=clamp)
 
     leaves = (args[0], args[1], args[3], args[4])
     assert torch.autograd.gradcheck(call, leaves)
     assert torch.autograd.gradgradcheck(call, leaves)
+
+
+@pytest.mark.parametrize("dtype, bound", [(torch.float64, 1e-12), (torch.float32, 3e-6), (torch.bfloat16, 0.02)])
+@pytest.mark.parametrize("noise", (None, "map", "each"))
+@pytest.mark.parametrize("scale", (False, True))
+def test_gradients_from_the_result_are_those_from_the_input(scale, noise, dtype, bound, ops) -> None:
+    args = arguments(scale, noise, True, 36, (17, 13), dtype)
+    if scale:  # like a demodulation's: x is what is divided by it
+        args[1] = args[1].detach().abs().add(0.5).requires_grad_()
+    leaves = [t for t in args if t is not None and t.requires_grad]
+    dy = torch.randn_like(args[0])
+    with epilogue.inputs_kept():
+        kept = torch.autograd.grad(epilogue.epilogue(*args, act="lrelu"), leaves, dy)
+    for a, b in zip(torch.autograd.grad(epilogue.epilogue(*args, act="lrelu"), leaves, dy), kept, strict=True):
+        helpers.assert_close(a, b, bound, f"{dtype}")
+
+
+@pytest.mark.parametrize("scale", (False, True))
+def test_what_was_activated_is_not_kept(scale, monkeypatch) -> None:
+    """At 256 pixels it is a third of what a step needs; the result, which comes next keeps, is enough."""
+    monkeypatch.setenv(custom_ops.VARIABLE, "native")
+    if not custom_ops.available():
+        pytest.skip("no compiled operators here")
+    args = arguments(scale, "each", True, 20, dtype=torch.float32)
+
+    def is_kept(**options) -> bool:
+        x = args[0] * 1
+        y, gone = epilogue.epilogue(x, *args[1:], act="lrelu", **options), weakref.ref(x)
+        del x
+        return y.grad_fn is not None and gone() is not None
+
+    assert not is_kept() and is_kept(clamp=1.0)
+    with epilogue.inputs_kept():
+        assert is_kept() == scale
 
 
 def test_third_derivatives_exist(ops) -> None:
@@ -140,6 +176,8 @@ def test_what_torch_asks_of_an_operator(monkeypatch) -> None:
         epilogue._forward()(x, scale[:1], noise, strength, bias, *settings)
     with pytest.raises(ValueError, match="one value per pixel"):
         epilogue._forward()(x, scale, noise[:1], strength, bias, *settings)
+    with pytest.raises(ValueError, match="only where there is none"):
+        epilogue._result_grad()(dy, x, scale, noise, strength, bias, *settings, True)
 
 
 def test_wrong_use_is_explained() -> None:

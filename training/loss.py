@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from torch_utils.ops import conv2d_gradfix
+from torch_utils.ops import conv2d_gradfix, epilogue
 
 PHASES = ("Gmain", "Greg", "Gboth", "Dmain", "Dreg", "Dboth")
 
@@ -160,7 +160,8 @@ class GanLoss:
         ws = self.mix_styles(self.G.mapping(gen_z[:num], gen_c[:num]), gen_z[:num], gen_c[:num])
         if not ws.requires_grad:  # a frozen mapping network
             ws.requires_grad_(True)
-        img = self.G.synthesis(ws)
+        with epilogue.inputs_kept():
+            img = self.G.synthesis(ws)
         noise = torch.randn_like(img) / math.sqrt(img.shape[2] * img.shape[3])
         with conv2d_gradfix.no_weight_gradients():
             jacobian, = torch.autograd.grad([(img * noise).sum()], [ws], create_graph=True)  # [b, L, w_dim]

@@ -315,6 +315,7 @@ def step_phase(run: Run, phase: Phase, real_img: torch.Tensor, real_c: torch.Ten
     else:
         run.stats.report(f"Gradient/{phase.name}", gradient_norm(phase.parameters))
         phase.opt.step()
+    phase.opt.zero_grad(set_to_none=True)  # the other network's phases can use the memory
     run.phase_sec[phase.name] = time.perf_counter() - start
     run.stats.report(f"Timing/{phase.name}", run.phase_sec[phase.name] * 1000)
 

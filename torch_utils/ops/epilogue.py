@@ -5,8 +5,9 @@ memory, and its gradients, to second order, in one pass each. Not one of the ope
 `training.execution` does.
 """
 
+import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -16,6 +17,19 @@ from torch_utils.ops import bias_act, fma
 
 NATIVE_ACTS = ("linear", "lrelu")
 NATIVE_DTYPES = (torch.float32, torch.float64, torch.bfloat16)
+
+_keeps_inputs = False  # set inside `inputs_kept`
+
+
+@contextlib.contextmanager
+def inputs_kept() -> Iterator[None]:
+    """Declare that what is computed inside the block will be differentiated twice: it takes more memory, less time."""
+    global _keeps_inputs
+    before, _keeps_inputs = _keeps_inputs, True
+    try:
+        yield
+    finally:
+        _keeps_inputs = before
 
 
 def epilogue(
@@ -154,15 +168,28 @@ def _forward_shape(x: torch.Tensor, *_: Any) -> torch.Tensor:
 
 
 def _forward_setup(ctx: Any, inputs: tuple, output: torch.Tensor) -> None:
-    ctx.save_for_backward(*inputs[:5])
+    x, scale, noise, strength, bias, alpha, _, clamp = inputs
     ctx.settings = inputs[5:]
+    # The result tells the gradient all that x would, and what comes next keeps it anyway, so x is free. Not so at a
+    # clamp, which hides what was larger, nor where there is no more than a scale: it may be 0.
+    ctx.has_result = clamp < 0 and (scale is None or (alpha != 1 and not _keeps_inputs))
+    ctx.save_for_backward(output if ctx.has_result else x, scale, noise, strength, bias)
 
 
 def _forward_backward(ctx: Any, dy: torch.Tensor) -> tuple:
-    x, scale, noise, strength, bias = ctx.saved_tensors
+    images, scale, noise, strength, bias = ctx.saved_tensors
     needs = ctx.needs_input_grad
     with_sums = needs[1] or needs[3] or needs[4]
-    dx, dscale, dstrength, dbias = _grad()(dy, x, scale, noise, strength, bias, *ctx.settings, with_sums)
+    parameters = scale, noise, strength, bias
+    if ctx.has_result and scale is None:  # images are asked for their slope alone, and y has the sign of what had it
+        nothing = None if strength is None else torch.zeros_like(strength)
+        grads = _grad()(dy, images.detach(), None, noise, nothing, None, *ctx.settings, with_sums)
+    elif ctx.has_result and not torch.is_grad_enabled():
+        grads = _result_grad()(dy, images, *parameters, *ctx.settings, with_sums)
+    else:
+        x = _inputs(images, *parameters, *ctx.settings[:2]) if ctx.has_result else images
+        grads = _grad()(dy, x, *parameters, *ctx.settings, with_sums)
+    dx, dscale, dstrength, dbias = grads
     return (
         dx if needs[0] else None,
         dscale if needs[1] else None,
@@ -171,6 +198,23 @@ def _forward_backward(ctx: Any, dy: torch.Tensor) -> tuple:
         dbias if needs[4] else None,
         *[None] * 3,
     )
+
+
+def _inputs(
+    y: torch.Tensor, scale: Any, noise: Any, strength: Any, bias: Any, alpha: float, gain: float
+) -> torch.Tensor:
+    """The x that the operator without a clamp made y of; differentiable."""
+    u = y.to(torch.float64 if y.dtype == torch.float64 else torch.float32)
+    u = u * torch.where(u > 0, u.new_tensor(1 / gain), 1 / (gain * alpha))
+    u = u if noise is None else u - noise * strength
+    u = u if bias is None else u - bias[:, None, None]
+    return (u if scale is None else u / scale[:, :, None, None]).to(y.dtype)
+
+
+def _result_grad() -> Any:
+    """`_grad` from the result y instead of x, for an operator without a clamp; it has no gradient itself."""
+    schema = f"(Tensor dy, Tensor y, {_PARAMETERS}, bool with_sums) -> (Tensor, Tensor, Tensor, Tensor)"
+    return custom_ops.declare("epilogue_result_grad", schema, _grad_shape)
 
 
 def _grad() -> Any:
@@ -188,7 +232,8 @@ def _grad_shape(dy: torch.Tensor, x: torch.Tensor, *_: Any) -> tuple[torch.Tenso
 
 def _grad_setup(ctx: Any, inputs: tuple, output: tuple) -> None:
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*inputs[:6])
+    dy, x, scale, *others = inputs[:6]
+    ctx.save_for_backward(None if scale is None else dy, x, scale, *others)  # linear in dy: only for the scale's sake
     ctx.settings = inputs[6:9]
 
 
@@ -197,12 +242,14 @@ def _grad_backward(ctx: Any, ddx: Any, ddscale: Any, ddstrength: Any, ddbias: An
     dy, x, scale, noise, strength, bias = ctx.saved_tensors
     if all(t is None for t in (ddx, ddscale, ddstrength, ddbias)):
         return (None,) * 10
-    cotangents = (ddx, ddscale, ddstrength, ddbias)
+    if scale is None:
+        dy, ddscale = x, None  # any images: what they are for is not asked for
+    cotangents, saved = (ddx, ddscale, ddstrength, ddbias), (dy, x, scale, noise, strength, bias)
     if torch.is_grad_enabled():  # a third derivative is wanted: torch knows those of its own operators
-        ddy, by_x, dscale = _second_by_torch(*cotangents, *ctx.saved_tensors, *ctx.settings)
+        ddy, by_x, dscale = _second_by_torch(*cotangents, *saved, *ctx.settings)
     else:
         ddx = torch.zeros_like(x) if ddx is None else ddx
-        ddy, by_x, dscale = _grad_grad()(ddx, *cotangents[1:], *ctx.saved_tensors, *ctx.settings)
+        ddy, by_x, dscale = _grad_grad()(ddx, *cotangents[1:], *saved, *ctx.settings)
     needs = ctx.needs_input_grad
     return (
         ddy if needs[0] else None,

@@ -158,11 +158,13 @@ template <bool CLAMP, class T> void forward_of(const Batch<T>& b, const Settings
     });
 }
 
-template <bool CLAMP, bool SUMS, class T>
+// RESULT: x is the forward's result instead, without a clamp; by_scale then gets sums of du * u instead of du * x.
+template <bool CLAMP, bool SUMS, bool RESULT, class T>
 void backward_of(const Batch<T>& b, const Settings& s, const T* dy, const T* x, T* dx, compute_t<T>* by_scale,
                  compute_t<T>* by_bias, compute_t<T>* by_noise) {
     using A = compute_t<T>;
     const A alpha = static_cast<A>(s.alpha), gain = static_cast<A>(s.gain), clamp = static_cast<A>(s.clamp), amount = b.amount();
+    const A above = static_cast<A>(1 / s.gain), below = static_cast<A>(1 / (s.gain * s.alpha));
     b.for_blocks([&](int64_t n, int64_t first, int64_t end, int64_t block) {
         const A *scale = b.scale.data() + n * b.width, *bias = b.bias.data(), *noise = b.noise_of(n);
         A* __restrict sx = by_scale + (SUMS ? block * b.width : 0);
@@ -175,7 +177,9 @@ void backward_of(const Batch<T>& b, const Settings& s, const T* dy, const T* x, 
             T* __restrict to = dx + start;
 #pragma GCC ivdep
             for (int64_t i = 0; i < b.width; i++) {
-                const A v = widen(from[i]), du = widen(g[i]) * slope<CLAMP>(v * scale[i] + (bias[i] + add), alpha, gain, clamp);
+                const A seen = widen(from[i]), v = RESULT ? seen * (seen > A(0) ? above : below) : seen;
+                const A u = RESULT ? seen : v * scale[i] + (bias[i] + add);
+                const A du = widen(g[i]) * slope<CLAMP>(u, alpha, gain, clamp);
                 to[i] = narrow<T>(du * scale[i]);
                 if constexpr (SUMS) sx[i] += du * v, sb[i] += du, sn[i] += du * level;
             }
@@ -255,11 +259,12 @@ at::Tensor& epilogue_(at::Tensor& x, const Optional& scale, const Optional& nois
     return run_forward(x, x, scale, noise, strength, bias, {alpha, gain, clamp});
 }
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> epilogue_grad(
-    const at::Tensor& dy, const at::Tensor& x, const Optional& scale, const Optional& noise, const Optional& strength,
-    const Optional& bias, double alpha, double gain, double clamp, bool with_sums) {
+using Grads = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
+
+template <bool RESULT>
+Grads run_backward(const at::Tensor& dy, const at::Tensor& x, const Optional& scale, const Optional& noise,
+                   const Optional& strength, const Optional& bias, const Settings& s, bool with_sums) {
     const at::Tensor in = as_images(x, "x"), g = as_images(dy, "dy", &x);
-    const Settings s{alpha, gain, clamp};
     at::Tensor dx = at::empty(in.sizes(), in.options(), at::MemoryFormat::ChannelsLast), dscale, dstrength, dbias;
     dispatch(in, [&](auto element) {
         using T = decltype(element);
@@ -268,16 +273,35 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> epilogue_grad(
         const int64_t size = with_sums ? b.num * b.blocks * b.width : 0;
         std::vector<A> sx(size, A(0)), sb(size, A(0)), sn(size, A(0));
         const auto run = [&](auto f) { f(b, s, data<T>(g), data<T>(in), data<T>(dx), sx.data(), sb.data(), sn.data()); };
-        if (with_sums) run(s.clamp >= 0 ? backward_of<true, true, T> : backward_of<false, true, T>);
-        else run(s.clamp >= 0 ? backward_of<true, false, T> : backward_of<false, false, T>);
+        if (with_sums) run(s.clamp >= 0 ? backward_of<true, true, RESULT, T> : backward_of<false, true, RESULT, T>);
+        else run(s.clamp >= 0 ? backward_of<true, false, RESULT, T> : backward_of<false, false, RESULT, T>);
         if (!with_sums) sx.assign(b.num * b.blocks * b.width, A(0)), sb = sx, sn = sx;
         dscale = b.total(sx, true), dbias = b.total(sb, false);
         double sum = 0;
         for (const A v : sn) sum += v;
         dstrength = at::empty({}, dbias.options());
         *dstrength.data_ptr<A>() = static_cast<A>(sum);
+        if (!RESULT || !with_sums) return;
+        // x = (u - noise * strength - bias) / scale, and the sums with u, with the noise and with 1 are known.
+        const at::Tensor by_one = b.total(sb, true), by_noise = b.total(sn, true);
+        A* to = dscale.data_ptr<A>();
+        for (int64_t i = 0; i < b.num * b.channels; i++) {
+            const int64_t n = i / b.channels, c = i % b.channels;
+            to[i] = (to[i] - b.amount() * by_noise.data_ptr<A>()[i] - b.bias[c] * by_one.data_ptr<A>()[i]) / b.scale[n * b.width + c];
+        }
     });
     return {dx, dscale, dstrength, dbias};
+}
+
+Grads epilogue_grad(const at::Tensor& dy, const at::Tensor& x, const Optional& scale, const Optional& noise,
+                    const Optional& strength, const Optional& bias, double alpha, double gain, double clamp, bool with_sums) {
+    return run_backward<false>(dy, x, scale, noise, strength, bias, {alpha, gain, clamp}, with_sums);
+}
+
+Grads epilogue_result_grad(const at::Tensor& dy, const at::Tensor& y, const Optional& scale, const Optional& noise,
+                           const Optional& strength, const Optional& bias, double alpha, double gain, double clamp, bool with_sums) {
+    TORCH_CHECK_VALUE(clamp < 0, "clamp is ", clamp, ", but a result tells of its input only where there is none");
+    return run_backward<true>(dy, y, scale, noise, strength, bias, {alpha, gain, clamp}, with_sums);
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> epilogue_grad_grad(
@@ -317,5 +341,6 @@ TORCH_LIBRARY_IMPL(stylegan_rooted, CPU, m) {
     m.impl("epilogue", &epilogue);
     m.impl("epilogue_", &epilogue_);
     m.impl("epilogue_grad", &epilogue_grad);
+    m.impl("epilogue_result_grad", &epilogue_result_grad);
     m.impl("epilogue_grad_grad", &epilogue_grad_grad);
 }
