@@ -28,8 +28,9 @@ PARTS = ("generator", "discriminator_fake", "discriminator_real")
 
 # exp overflows float32 at 88.72; the tail may start no later than where the loss itself is comfortably finite.
 MAX_TAIL_PER_K = 80.0
-# Where the classifiers' losses turn into their tangent unless told otherwise: e^60 leaves room to sum a batch.
-GUARD_PER_K = 60.0
+# Where the classifiers' losses turn into their tangent unless told otherwise: e^60 leaves room to sum a batch. The
+# gradients of float16 logits come back in float16, which ends at e^11.
+GUARD_PER_K, GUARD_PER_K_FLOAT16 = 60.0, 10.0
 # From here on ln(1 + e^x) = x to the last bit, in float64 too.
 LINEAR_FROM = 40.0
 # Micro-batches remembered between two calls of `drain`; bounds memory where nobody drains.
@@ -375,7 +376,8 @@ def rooted_binary_cross_entropy_with_logits(
         k: Root, a finite number >= 1.
         reduction: `none`, `mean` or `sum`.
         centred: Subtract the floor k, so that k -> infinity is the binary cross-entropy.
-        tail_at: As in `rooted_logistic`. None is 60 k: the tangent beyond, where float32 would soon overflow.
+        tail_at: As in `rooted_logistic`. None is 60 k: the tangent beyond, where float32 would soon overflow; 10 k for
+            float16 logits, whose gradients would.
         calibrated: As in `rooted_logistic`.
 
     Raises:
@@ -385,12 +387,12 @@ def rooted_binary_cross_entropy_with_logits(
     """
     if input.shape != target.shape:
         raise ValueError(f"target of shape {list(target.shape)} for logits of shape {list(input.shape)}; use the same")
-    tail_at = GUARD_PER_K * check_k(k) if tail_at is None else tail_at
+    tail_at = _guard(input, check_k(k)) if tail_at is None else tail_at
     options: dict[str, Any] = {"centred": centred, "tail_at": tail_at, "calibrated": calibrated}
-    positive = rooted_logistic(input, k, **options) * target
+    positive = _weighed(rooted_logistic(input, k, **options), target)
     if pos_weight is not None:
         positive = positive * pos_weight
-    loss = positive + rooted_logistic(-input, k, **options) * (1 - target)
+    loss = positive + _weighed(rooted_logistic(-input, k, **options), 1 - target)
     return _reduce(loss if weight is None else loss * weight, reduction)
 
 
@@ -421,53 +423,52 @@ def rooted_cross_entropy(
 
     Args:
         input: Logits [C], [N, C] or [N, C, d1, ...]; evaluated and returned in at least float32.
-        target: Class numbers (int64) of that shape without C, or probabilities of that very shape.
+        target: Class numbers (integers) of that shape without C, or probabilities of that very shape.
         weight: Factor per class [C]; the mean over class numbers is weighted by it, as in torch.
         k: Root, a finite number >= 1. The authors use 3 (CIFAR-10, ViT) and 8 (CIFAR-100, Swin).
         m: The factor in front, a positive number; None is k.
         form: One of `FORMS`.
         reduction: `none`, `mean` or `sum`.
-        ignore_index: Class number that counts for nothing; for class numbers only.
+        ignore_index: Class number that counts for nothing, whatever the logits are; for class numbers only.
         label_smoothing: Share in [0, 1] of the target spread evenly over the classes.
         centred: `inverse` only: subtract the floor m. `direct` has floor 0.
-        tail_at: T in (0, 80 k]: where nll exceeds T, `inverse` goes on along the tangent. None is 60 k; float32 would
-            overflow at 88 k.
+        tail_at: T in (0, 80 k]: where nll exceeds T, `inverse` goes on along the tangent. None is 60 k, since float32
+            would overflow at 88 k; 10 k for float16 logits, whose gradients would.
 
     Raises:
-        ValueError: An option out of range, or shapes that do not fit.
+        ValueError: An option out of range, or shapes or types that do not fit.
 
     Source: spec rooted-objective.md section 3.
     """
     k, m = _check_classes(k, m, form, label_smoothing)
-    tail_at = check_tail_at(GUARD_PER_K * k if tail_at is None else tail_at, k)
+    tail_at = check_tail_at(_guard(input, k) if tail_at is None else tail_at, k)
     axis = 0 if input.ndim == 1 else 1
+    soft = target.is_floating_point()
+    _check_target(input, target, weight, axis, ignore_index)
     num_classes = input.shape[axis]
     nll = -F.log_softmax(_at_least_float32(input), dim=axis)
     factors = None
     if weight is not None:
         factors = weight.to(nll.dtype).reshape([num_classes, *[1] * (input.ndim - axis - 1)])
-    soft = target.is_floating_point()
-    wanted = [*input.shape] if soft else [*input.shape[:axis], *input.shape[axis + 1 :]]
-    if [*target.shape] != wanted:
-        raise ValueError(f"target of shape {list(target.shape)} for logits of shape {list(input.shape)}; use {wanted}")
 
     def per_class(nll: Tensor) -> Tensor:
         return _rooted_nll(nll, k, m, direct=form == "direct", centred=centred, tail_at=tail_at)
 
     if soft:
         share = target.to(nll.dtype) * (1 - label_smoothing) + label_smoothing / num_classes
-        loss = (per_class(nll) * (share if factors is None else share * factors)).sum(dim=axis)
+        loss = _weighed(per_class(nll), share if factors is None else share * factors).sum(dim=axis)
         return _reduce(loss, reduction)
 
     kept = target != ignore_index
-    index = torch.where(kept, target, 0).unsqueeze(axis)
+    index = torch.where(kept, target, 0).long().unsqueeze(axis)
     weights = kept.to(nll.dtype)
     if factors is not None:
         weights = weights * factors.expand_as(nll).gather(axis, index).squeeze(axis)
-    loss = per_class(nll.gather(axis, index)).squeeze(axis) * weights * (1 - label_smoothing)
+    nll_true = torch.where(kept, nll.gather(axis, index).squeeze(axis), 0)
+    loss = _weighed(per_class(nll_true), weights) * (1 - label_smoothing)
     if label_smoothing:
-        every = per_class(nll) if factors is None else per_class(nll) * factors
-        loss = loss + every.mean(dim=axis) * kept * label_smoothing
+        every = per_class(nll) if factors is None else _weighed(per_class(nll), factors)
+        loss = loss + torch.where(kept, every.mean(dim=axis), 0) * label_smoothing
     return loss.sum() / weights.sum() if reduction == "mean" else _reduce(loss, reduction)
 
 
@@ -625,6 +626,36 @@ def _check_classes(k: float, m: float | None, form: str, label_smoothing: float)
     if not 0 < m < math.inf:
         raise ValueError(f"m {m} is out of range: a positive, finite number, or None for k")
     return k, float(m)
+
+
+def _check_target(input: Tensor, target: Tensor, weight: Tensor | None, axis: int, ignore_index: int) -> None:
+    """Refuse a target or class weights that do not fit logits [C], [N, C] or [N, C, d1, ...]."""
+    soft = target.is_floating_point()
+    if not input.is_floating_point() or input.ndim == 0:
+        raise ValueError(f"logits are floating-point numbers [C], [N, C] or [N, C, ...], not {_described(input)}")
+    if target.dtype == torch.bool:
+        raise ValueError(f"target is {_described(target)}: give class numbers, or probabilities as logits are")
+    wanted = [*input.shape] if soft else [*input.shape[:axis], *input.shape[axis + 1 :]]
+    if [*target.shape] != wanted:
+        raise ValueError(f"target of shape {list(target.shape)} for logits of shape {list(input.shape)}; use {wanted}")
+    if soft and ignore_index >= 0:
+        raise ValueError(f"ignore_index {ignore_index} is for class numbers, but the target holds probabilities")
+    if weight is not None and [*weight.shape] != [input.shape[axis]]:
+        raise ValueError(f"weight of shape {list(weight.shape)} for {input.shape[axis]} classes; use one per class")
+
+
+def _described(x: Tensor) -> str:
+    return f"{str(x.dtype).removeprefix('torch.')} {list(x.shape)}"
+
+
+def _guard(logits: Tensor, k: float) -> float:
+    """Where the classifiers' losses of such logits turn into their tangent unless told otherwise."""
+    return k * (GUARD_PER_K_FLOAT16 if logits.dtype == torch.float16 else GUARD_PER_K)
+
+
+def _weighed(loss: Tensor, factor: Tensor) -> Tensor:
+    """loss * factor, where a loss too large for its type times 0 is 0; what is no number stays that."""
+    return loss.masked_fill((factor == 0) & loss.isinf(), 0) * factor
 
 
 def _reduce(loss: Tensor, reduction: str) -> Tensor:

@@ -550,11 +550,53 @@ def test_classifier_losses_and_gradients_are_finite_for_any_logits(dtype, k):
     losses.append(rooted_binary_cross_entropy_with_logits(logits, (logits > 0).to(dtype), k=k).sum())
     for loss in losses:
         (slope,) = torch.autograd.grad(loss, logits)
-        assert loss.dtype == torch.float32 and loss.isfinite() and not slope.isnan().any()
+        assert loss.dtype == torch.float32 and loss.isfinite() and slope.isfinite().all()
     # What the guard is for: without it the product of an infinite slope and a vanished probability is not a number.
     nll = torch.nn.functional.cross_entropy(logits.float(), target, reduction="none")
     (unguarded,) = torch.autograd.grad((k * (nll / k).exp()).sum(), logits)
     assert unguarded.isnan().any() == (k < 20)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_logits_that_overflow_the_tangent_count_for_nothing_where_their_share_is_0(dtype):
+    """At 1e13 the tangent beyond 60 k is inf, and inf * 0 of a perfect prediction was NaN."""
+    logits = torch.tensor([[-1e13, 1e13, 0.0]], dtype=dtype, requires_grad=True)
+    soft = torch.tensor([[0.0, 1.0, 0.0]], dtype=dtype)
+    weight = torch.tensor([0.0, 1.0, 1.0])
+    right = {
+        "binary": (rooted_binary_cross_entropy_with_logits(logits[:, :2], soft[:, :2], k=2), 2.0),
+        "soft": (rooted_cross_entropy(logits, soft, k=3), 3.0),
+        "weight 0": (rooted_cross_entropy(logits, torch.tensor([0]), weight, k=3, reduction="sum"), 0.0),
+    }
+    for name, (loss, expected) in right.items():
+        (slope,) = torch.autograd.grad(loss, logits)
+        assert loss.item() == pytest.approx(expected), name
+        assert slope.isfinite().all(), name
+    assert rooted_cross_entropy(logits * math.nan, soft, k=3).isnan()  # a bad logit is not hidden
+
+
+def test_ignored_samples_count_for_nothing_whatever_their_logits():
+    logits, target = torch.randn(4, 3, generator=torch.Generator().manual_seed(0)), torch.tensor([0, -100, 2, 1])
+    bad = logits.clone()
+    bad[1] = math.nan
+    for smoothing in (0.0, 0.1):
+        for reduction in ("mean", "sum"):
+            options = {"label_smoothing": smoothing, "reduction": reduction}
+            assert torch.nn.functional.cross_entropy(bad, target, **options).isfinite()  # torch's own contract
+            ours, clean = (rooted_cross_entropy(x, target, **options) for x in (bad, logits))
+            assert torch.equal(ours, clean)
+    for reduction in ("none", "sum", "mean"):
+        nothing = torch.full([4], -100)
+        ours = rooted_cross_entropy(logits, nothing, reduction=reduction)
+        theirs = torch.nn.functional.cross_entropy(logits, nothing, reduction=reduction)
+        assert torch.equal(ours, theirs) or (ours.isnan() and theirs.isnan())
+
+
+def test_class_numbers_of_one_byte_are_taken_as_by_torch():
+    logits, target = torch.randn(4, 3), torch.tensor([0, 1, 2, 1])
+    for options in ({}, {"label_smoothing": 0.1}, {"ignore_index": 2}):
+        small, large = (rooted_cross_entropy(logits, y, **options) for y in (target.to(torch.uint8), target))
+        assert torch.equal(small, large)
 
 
 def test_underflowing_probability_keeps_its_gradient():
@@ -603,6 +645,16 @@ def test_classifier_options_out_of_range(options, message):
 def test_targets_that_do_not_fit():
     with pytest.raises(ValueError, match=r"target of shape \[3\] for logits of shape \[2, 3\]; use \[2\]"):
         rooted_cross_entropy(torch.zeros(2, 3), torch.zeros(3, dtype=torch.int64))
+    logits, soft = torch.zeros(2, 3), torch.full([2, 3], 1 / 3)
+    number = torch.zeros(2, dtype=torch.int64)
+    for message, wrong in {
+        "ignore_index 1 is for class numbers": lambda: rooted_cross_entropy(logits, soft, ignore_index=1),
+        r"weight of shape \[2\] for 3 classes": lambda: rooted_cross_entropy(logits, number, torch.ones(2)),
+        r"target is bool \[2, 3\]": lambda: rooted_cross_entropy(logits, soft > 0),
+        r"not int64 \[2\]": lambda: rooted_cross_entropy(number, number),
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            wrong()
     with pytest.raises(ValueError, match="use the same"):
         rooted_binary_cross_entropy_with_logits(torch.zeros(2, 1), torch.zeros(2))
 
