@@ -13,6 +13,7 @@ Owns the plan and its folders; trains through `finetune`, which continues what w
 import contextlib
 import gc
 import json
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -26,9 +27,9 @@ from metrics.evaluate import MetricResult, headline
 from metrics.features import MetricUnavailable
 from stylegan_rooted import __version__, compare_results, finetune, generate, report_compare, resume
 from stylegan_rooted.arms import Arm, Point
-from stylegan_rooted.evaluation import Evaluator
+from stylegan_rooted.evaluation import Evaluator, records
 from torch_utils import distributed
-from training import run_dir
+from training import measured, run_dir
 from training.config import FinetuneConfig
 
 RUN_FILE, RESULT_FILE = "run.json", "result.json"
@@ -257,11 +258,12 @@ class Planned:
     num_images: int
     data_fingerprint: str
     pickle_sha256: str | None
+    measured_with: Mapping[str, str]
     flags: Mapping[str, str]
 
     @classmethod
     def of(cls, request: Request, flags: Mapping[str, str]) -> "Planned":
-        """Open checkpoint and data once and check all arms."""
+        """Open checkpoint, data and detectors once and check all arms: nothing is trained that cannot be measured."""
         if distributed.place().world > 1:
             raise ValueError("compare trains in one process; spread it over several with --only 1/n, 2/n, …")
         configs = [_with_arm(request.config, arm, request.seeds[0]) for arm in request.arms]
@@ -274,7 +276,11 @@ class Planned:
         plan = finetune.prepare(configs[0].replace(loss__gamma=request.config.loss.gamma))  # shared, not the arm's own
         whole = plan.dataset.full()
         sha256 = plan.checkpoint.sha256 if plan.checkpoint else None
-        return cls(request, plan.config, plan.device.type, len(whole), whole.fingerprint(), sha256, flags)
+        try:
+            files = Evaluator(plan.dataset, plan.config.metric, plan.device, EVALUATION_SEED).check()
+        except MetricUnavailable as error:
+            raise ValueError(f"nothing could be measured: {error}") from None
+        return cls(request, plan.config, plan.device.type, len(whole), whole.fingerprint(), sha256, files, flags)
 
     def tune(self, records: Sequence[dict[str, Any] | None]) -> dict[str, Any] | None:
         """The settings chosen (see `compare_results.choose`); None where not all have been tried."""
@@ -361,7 +367,7 @@ class Planned:
                 "settings": settings,
                 "data": self.data_fingerprint,
                 "resume": self.pickle_sha256,
-                "judged": {"seed": EVALUATION_SEED, "beside": list(BESIDE)},
+                "judged": {"seed": EVALUATION_SEED, "beside": list(BESIDE), **self.measured_with},
             }
         )
 
@@ -388,8 +394,14 @@ class Planned:
         try:
             with _part_of(bar, job.nimg) as part:
                 ended = finetune.execute(job.config, say=_only_news(say), progress_bar=part, flags=self.flags)
-            if ended.stopped_by:
-                raise Stopped(ended.stopped_by)
+            if ended.signal:
+                raise Stopped(ended.signal)
+        except BlockingIOError as error:
+            raise BlockingIOError(
+                error.errno,
+                "is being trained by another process; wait for it, or give each process its share (--only i/n)",
+                str(job.folder),
+            ) from None
         except (torch.AcceleratorError, torch.OutOfMemoryError):  # the machine's, not the arm's
             raise
         except RuntimeError as error:  # diverged, or what else this run's numbers caused
@@ -446,6 +458,9 @@ class Planned:
         field = field.removeprefix("settings.")
         if field in ("data", "resume"):
             return f"--{field}: its content was another"
+        if field.startswith("judged."):
+            option = field.replace("judged.", "metric.")
+            return f"{self.flags.get(option, option)}: its content was another"
         return f"{self.flags.get(field, field)} {old}, now {new}"
 
 
@@ -454,6 +469,7 @@ def measure(job: Job, path: Path) -> tuple[list[MetricResult], str | None]:
     snapshots = sorted(path.glob("network-snapshot-*.pkl"), key=lambda p: (len(p.name), p.name))
     plan = finetune.prepare(job.config)
     G = generate.open_network(snapshots[-1], plan.device).G
+    _complete_curve(Evaluator(plan.dataset, plan.config.metric, plan.device, job.seed), G, snapshots[-1])
     asked = plan.config.metric.metrics
     problem = ""
     for names in ((*asked, *(name for name in BESIDE if name not in asked)), asked):
@@ -463,6 +479,24 @@ def measure(job: Job, path: Path) -> tuple[list[MetricResult], str | None]:
         except MetricUnavailable as error:
             problem = f"nothing could be measured: {' '.join(str(error).split())}"
     return [], problem
+
+
+def _complete_curve(evaluator: Evaluator, G: torch.nn.Module, snapshot: Path) -> None:
+    """Measure a run's last snapshot as the run itself does, where a signal or a time limit kept it from doing so."""
+    kimg = measured.kimg_in(snapshot.parent, snapshot.name)
+    rows = [row for file in snapshot.parent.glob("metric-*.jsonl") for row in run_dir.read_jsonl(file)]
+    if kimg is None or any(row["kimg"] == kimg for row in rows):
+        return
+    start = time.time()
+    results, _ = evaluator.evaluate(G)
+    for name, record in records(
+        results,
+        snapshot=snapshot.name,
+        nimg=round(kimg * 1000),
+        seconds=time.time() - start,
+        fingerprint=evaluator.fingerprint,
+    ):
+        run_dir.append_jsonl(snapshot.parent / f"metric-{name}.jsonl", record)
 
 
 def run_path(folder: Path) -> Path | None:

@@ -357,12 +357,24 @@ def difference_band(
 def notes(records: Sequence[Record]) -> list[str]:
     """What a reader must know before believing the numbers."""
     found = list(dict.fromkeys(text for record in records for text in record["warnings"]))
+    finished = [record for record in records if record["status"] == "finished"]
+    most = max((_num_measured(record) for record in finished), default=0)
+    gaps = [f"{r['arm']}, seed {r['seed']}" for r in finished if _num_measured(r) < most]
+    if gaps:
+        found.append(
+            f"Measurements on the way are missing, as after an interruption: {'; '.join(gaps)}. Across such a gap a "
+            "curve is straight, and so is the way to its thresholds; bands leave these points out."
+        )
     machines = {tuple(sorted((k, str(v)) for k, v in record["machine"].items())) for record in records}
     if len(machines) > 1:
         found.append("Runs were made on different machines or versions: their seconds and memory do not compare.")
     if len({record["version"] for record in records}) > 1:
         found.append("Runs were made by different versions of this software.")
     return found
+
+
+def _num_measured(record: Record) -> int:
+    return max((len(curve) for curve in record["curves"].values()), default=0)
 
 
 def _pairs(

@@ -4,6 +4,7 @@ The figures of the embedded network are called FD and KD; only Inception feature
 """
 
 import dataclasses
+import hashlib
 import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -124,6 +125,28 @@ class Evaluator:
         with execution.frozen(G):
             repeats = [self._measure_once(G, definitions, num, self.seed + i) for i in range(self.config.repeats)]
         return metrics_evaluate.combine(repeats)
+
+    def check(self) -> dict[str, str]:
+        """Open what a measurement will need beside the data: detectors, reference, held-out images.
+
+        Returns:
+            Content digests of those that were named by a file (`detector_file`, `reference`, `held_out`).
+
+        Raises:
+            MetricUnavailable: Weights of a detector are missing.
+            ValueError, OSError: A file that was named is unusable.
+        """
+        found: dict[str, str] = {}
+        for definition in (CATALOGUE[name] for name in self.config.metrics):
+            extractor = self.extractor(definition.detector)
+            if definition.detector is None and self.config.detector_file is not None:
+                found["detector_file"] = Source.of(extractor).digest
+            if self.config.reference is not None and not definition.fixed and definition.figure != "ppl":
+                feature_stats.read_reference(self.config.reference, extractor)
+                found["reference"] = hashlib.sha256(Path(self.config.reference).read_bytes()).hexdigest()
+        if self.config.held_out is not None:
+            found["held_out"] = ImageDataset(self.config.held_out).fingerprint()
+        return found
 
     def nearest(self, images: torch.Tensor, *, most: int) -> MemorisationResult:
         """How close images uint8 [N, C, H, W] come to those trained on, or to the first `most` of these.

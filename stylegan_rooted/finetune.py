@@ -64,10 +64,17 @@ MACHINE_OPTIONS = ("data.path", "data.workers", "data.cache_gib", "runtime.outdi
 
 @dataclass(frozen=True)
 class Outcome:
-    """How `execute` ended: the run's folder, and whether training is over or was stopped by a signal of that name."""
+    """How `execute` ended.
+
+    Attributes:
+        path: The run's folder.
+        stopped_by: Name of the signal that stopped the training; None where it is over.
+        signal: Name of a signal that came, also where training was over by then: no more work is wanted.
+    """
 
     path: Path
     stopped_by: str | None = None
+    signal: str | None = None
 
 
 def run(
@@ -187,10 +194,10 @@ def _train(plan: "Plan", opened: resume.Opened, say: Say, progress_bar: Callable
         log("stopped", progress.cur_nimg, reason=reason)
         goes_on = "the same command goes on" if hooks.stop_requested else "a larger --patience, or none, trains on"
         say(f"Stopped by {reason} at {progress.cur_nimg / 1000:g} kimg; {goes_on}")
-        return Outcome(path, hooks.stop_requested)
+        return Outcome(path, hooks.stop_requested, hooks.stop_requested)
     log(resume.FINISHED, progress.cur_nimg)
     say(f"Done: {path}")
-    return Outcome(path)
+    return Outcome(path, signal=hooks.stop_requested)
 
 
 def train_with_rollback(run: Run, hooks: "RunHooks", say: Say, log: Callable[..., None]) -> None:

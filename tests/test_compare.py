@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from runs import quiet
@@ -216,6 +217,63 @@ def test_a_stopped_comparison_goes_on_and_ends_the_same(compared, pictures, tmp_
     ours, theirs = (json.loads((folder / "compare.json").read_text()) for folder in (tmp_path, compared))
     assert [run["final"] for run in ours["runs"]] == [run["final"] for run in theirs["runs"][:2]]
     assert [run["curves"] for run in ours["runs"]] == [run["curves"] for run in theirs["runs"][:2]]
+
+
+def test_a_stop_while_the_last_snapshot_is_measured_stops_all_and_loses_no_point(
+    compared, pictures, tmp_path, monkeypatch
+) -> None:
+    """Training was over by then, so the signal was taken for done with: the next run began, a figure short."""
+    original = finetune.RunHooks._measure
+
+    def measure(self, evaluator, run):
+        if run.progress.finished:
+            self.stop_requested = "SIGTERM"
+        return original(self, evaluator, run)
+
+    command = ["compare", *options(pictures, tmp_path), "--seeds", "0"]
+    with monkeypatch.context() as patch:
+        patch.setattr(finetune.RunHooks, "_measure", measure)
+        assert run_cli(*command) == 143
+        assert [p.name for p in (tmp_path / "runs").iterdir()] == ["logistic-s0"]
+    assert run_cli(*command) == 0
+    ours, theirs = (json.loads((folder / "compare.json").read_text()) for folder in (tmp_path, compared))
+    assert [run["curves"] for run in ours["runs"]] == [run["curves"] for run in theirs["runs"][:2]]
+    assert [run["final"] for run in ours["runs"]] == [run["final"] for run in theirs["runs"][:2]]
+
+
+def test_what_cannot_be_measured_is_not_trained(pictures, tmp_path, capsys) -> None:
+    """All runs were trained first, and then counted as failures of their arms."""
+    for extra, message in (
+        (["--detector", "torchscript", "--detector-file", tmp_path / "no.pt"], "no.pt is no file"),
+        (["--reference", tmp_path / "no.npz"], "no.npz: No such file"),
+        (["--metrics", "fid,memorisation", "--held-out", tmp_path / "no"], "no such folder"),
+    ):
+        assert run_cli("compare", *options(pictures, tmp_path / "o"), *extra) == 1
+        assert message in capsys.readouterr().err and not (tmp_path / "o").exists()
+
+
+def test_the_content_of_a_reference_makes_another_run(pictures, tmp_path) -> None:
+    file, asked = tmp_path / "r.npz", request(pictures, tmp_path / "o", seeds="0")
+    asked = dataclasses.replace(asked, config=asked.config.replace(metric__reference=str(file)))
+    for scale in (1.0, 2.0):
+        np.savez(file, mu=np.zeros(96), sigma=scale * np.eye(96))
+        plan = compare.Planned.of(asked, {})
+        job = plan.jobs(None)[0]
+        if scale == 1.0:
+            job.folder.mkdir(parents=True)
+            run_dir.write_json(job.folder / compare.RUN_FILE, {"fingerprint": plan.fingerprint(job)})
+            assert plan.record(job) is None
+    with pytest.raises(ValueError, match="holds another run: metric.reference: its content was another"):
+        plan.record(job)
+
+
+def test_a_run_in_other_hands_is_said(pictures, tmp_path, monkeypatch) -> None:
+    def busy(config, **options):
+        raise BlockingIOError(11, "is being trained by process 1 on x; or start another run with --restart", "folder")
+
+    monkeypatch.setattr(finetune, "execute", busy)
+    with pytest.raises(BlockingIOError, match=r"give each process its share \(--only i/n\): .*logistic-s0"):
+        compare.run(request(pictures, tmp_path, seeds="0"), say=quiet)
 
 
 def test_shares_are_merged(pictures, tmp_path) -> None:

@@ -213,6 +213,13 @@ def test_different_machines_are_said() -> None:
     assert len(results_of(records)["notes"]) == 2
 
 
+def test_missing_measurements_are_said() -> None:
+    records = three_arms()
+    del records[4]["curves"]["fd"][1]
+    (note,) = results_of(records)["notes"]
+    assert "Measurements on the way are missing, as after an interruption: rooted:k=2, seed 1." in note
+
+
 def test_pages_are_whole_and_escaped(tmp_path) -> None:
     records = three_arms()
     records[1] = run("rooted:k=2", 0, [100, 90], failed=True)
