@@ -19,7 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from stylegan_rooted.losses import parse_k
+from stylegan_rooted.losses import exact_text, parse_k
 from training.config import MAX_SEED, LossConfig
 
 NAMES = ("logistic", "rooted")
@@ -55,7 +55,7 @@ class Point:
     def name(self) -> str:
         """E.g. `lr=0.002,gamma=0.5`."""
         values = (("lr", self.lr), ("gamma", self.gamma))
-        return ",".join(f"{key}={value:g}" for key, value in values if value is not None)
+        return ",".join(f"{key}={exact_text(value)}" for key, value in values if value is not None)
 
     @property
     def slug(self) -> str:
@@ -172,14 +172,14 @@ def _arm(name: str, settings: dict[str, str], base: LossConfig) -> Arm:
     for key, value in settings.items():
         loss = _READ[key](loss, value)
     shown = {"k": loss.k} if name == "rooted" else {}
-    if loss.tail != "none":
-        shown["tail"] = f"{loss.tail_at:g}"
+    if loss.tail_at is not None:
+        shown["tail"] = exact_text(loss.tail_at)
     if loss.scale != defaults.scale:
         shown["scale"] = loss.scale
     if loss.acts_on != defaults.acts_on:
         shown["acts-on"] = loss.acts_on
-    if "gamma" in settings:
-        shown["gamma"] = f"{loss.gamma:g}"
+    if "gamma" in settings and loss.gamma is not None:
+        shown["gamma"] = exact_text(loss.gamma)
     text = ",".join(f"{key}={value}" for key, value in shown.items())
     return Arm(f"{name}:{text}" if text else name, loss, tuple(settings))
 
@@ -200,7 +200,7 @@ def _read_tail(loss: LossConfig, value: str) -> LossConfig:
 def _read_scale(loss: LossConfig, value: str) -> LossConfig:
     if value in ("paper", "calibrated"):
         return replace(loss, scale=value)
-    return replace(loss, scale=f"{_number('--losses: scale', value, 0):g}")
+    return replace(loss, scale=exact_text(_number("--losses: scale", value, 0)))
 
 
 def _read_acts_on(loss: LossConfig, value: str) -> LossConfig:

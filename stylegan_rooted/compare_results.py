@@ -93,6 +93,8 @@ def lower_is_better(figure: str) -> bool:
 def choose(records: Sequence[Record], arms: Sequence[str], judged_by: str) -> dict[str, Any]:
     """For every arm the setting whose run has the best last figure; all of them are reported.
 
+    A choice at the grid's edge, or of a run that ended diverging, says so in its note.
+
     Returns:
         `chosen` (arm -> setting, note), `runs` (one row per arm and setting), `judged_by`.
     """
@@ -104,10 +106,14 @@ def choose(records: Sequence[Record], arms: Sequence[str], judged_by: str) -> di
         own = [row for row in rows if row["arm"] == arm]
         valid = [row for row in own if row["value"] is not None]
         best = min(valid, key=lambda row: sign * row["value"]) if valid else own[0]
-        note = "" if valid else " (every setting failed: the first is taken)"
+        remarks = [] if valid else ["every setting failed: the first is taken"]
         if valid and len(valid) < len(own):
-            note = f" ({len(own) - len(valid)} of {len(own)} settings failed)"
-        chosen[arm] = {"setting": best["setting"], "note": note}
+            remarks.append(f"{len(own) - len(valid)} of {len(own)} settings failed")
+        if edges := _edges(best["setting"], settings):
+            remarks.append(f"{' and '.join(edges)} at the grid's edge: a better one may lie beyond")
+        if best["state"] == watchdog.DIVERGING:
+            remarks.append("its last state was diverging")
+        chosen[arm] = {"setting": best["setting"], "note": f" ({'; '.join(remarks)})" if remarks else ""}
     return {"judged_by": judged_by, "settings": settings, "chosen": chosen, "runs": rows}
 
 
@@ -368,6 +374,15 @@ def notes(records: Sequence[Record]) -> list[str]:
     machines = {tuple(sorted((k, str(v)) for k, v in record["machine"].items())) for record in records}
     if len(machines) > 1:
         found.append("Runs were made on different machines or versions: their seconds and memory do not compare.")
+    places: dict[int, set[str]] = {}
+    for record in records:
+        places.setdefault(record["seed"], set()).add(str(record["machine"].get("device_name")))
+    torn = [str(seed) for seed, names in places.items() if len(names) > 1]
+    if torn:
+        found.append(
+            f"Arms of one seed ran on different devices (seeds {', '.join(torn)}): their differences are also those of "
+            "the devices, which draw noise and augmentation each in its own way."
+        )
     if len({record["version"] for record in records}) > 1:
         found.append("Runs were made by different versions of this software.")
     return found
@@ -403,7 +418,20 @@ def _without(by_run: dict[tuple[str, int], Record], arm: str, seeds: Sequence[in
 
 def _short(record: Record, figure: str) -> dict[str, Any]:
     reason = {"reason": record["reason"]} if record["reason"] else {}
-    return {"arm": record["arm"], "seed": record["seed"], "value": _value(record, figure), **reason}
+    facts = {"arm": record["arm"], "seed": record["seed"], "state": record.get("state")}
+    return {**facts, "value": _value(record, figure), **reason}
+
+
+def _edges(setting: str, settings: Sequence[str]) -> list[str]:
+    """Keys of a setting (`lr=0.002,gamma=0.5`) whose value is the smallest or largest of several tried."""
+    found = []
+    for part in setting.split(","):
+        key, _, value = part.partition("=")
+        tried = {float(other.partition("=")[2]) for text in settings for other in text.split(",")
+                 if other.partition("=")[0] == key}  # fmt: skip
+        if len(tried) > 1 and float(value) in (min(tried), max(tried)):
+            found.append(key)
+    return found
 
 
 def _mean(row: dict[str, Any], name: str) -> float:

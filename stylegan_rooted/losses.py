@@ -135,7 +135,14 @@ class KSchedule:
         return min(self.start, self.end)
 
     def __str__(self) -> str:
-        return f"{self.end:g}" if self.kimg == 0 else f"{self.start:g}:{self.end:g}@{self.kimg:g}"
+        start, end, kimg = map(exact_text, (self.start, self.end, self.kimg))
+        return end if self.kimg == 0 else f"{start}:{end}@{kimg}"
+
+
+def exact_text(value: float) -> str:
+    """A number as short as it can be written and read back unchanged: `2`, `0.5`, `2.0000001`."""
+    text = f"{value:g}"
+    return text if float(text) == value else repr(float(value))
 
 
 def parse_k(text: str | float | KSchedule) -> KSchedule:

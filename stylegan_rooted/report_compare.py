@@ -193,7 +193,7 @@ def facts(results: dict[str, Any]) -> list[tuple[str, str]]:
             f"detector {shared['metric']['detector']}, {shared['metric']['num']} generated images, last snapshots all "
             f"with seed {results['evaluation_seed']}",
         ),
-        ("machine", f"{environment['device_name']}, {environment['num_threads']} threads"),
+        ("machine", "; ".join(dict.fromkeys(map(_machine, results["runs"])))),
         ("software", f"stylegan-rooted {results['version']}, torch {environment['torch']}"),
     ]
 
@@ -297,7 +297,7 @@ def _tuning(results: dict[str, Any]) -> Table | None:
             run["setting"],
             str(run["seed"]),
             _number(run["value"]) if run["value"] is not None else f"failed: {run.get('reason', '')}",
-            "chosen" if tuning["chosen"][run["arm"]]["setting"] == run["setting"] else "",
+            "chosen" + choice["note"] if (choice := tuning["chosen"][run["arm"]])["setting"] == run["setting"] else "",
         ]
         for run in tuning["runs"]
     ]
@@ -322,6 +322,11 @@ def _mean_line(results: dict[str, Any], arm: str, color: int) -> Line | None:
         [(kimg, sum(v) / len(v)) for kimg, v in values],
         [(kimg, min(v), max(v)) for kimg, v in values] if len(curves) > 1 else (),
     )
+
+
+def _machine(run: dict[str, Any]) -> str:
+    """Where a run was trained; the process that writes the report may have trained none."""
+    return f"{run['machine'].get('device_name')}, {run['machine'].get('num_threads')} threads"
 
 
 def _bullets(lines: Any) -> str:

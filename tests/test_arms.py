@@ -33,6 +33,22 @@ def test_names_are_canonical() -> None:
     assert parse_losses("rooted:scale=0.50", BASE)[0].loss.scale == "0.5"
 
 
+def test_near_numbers_are_different_arms_with_different_names() -> None:
+    """Names of six digits gave two such arms one folder, and rounded what was trained."""
+    for text in (
+        "rooted:k=2.0000001,rooted:k=2",
+        "rooted:k=2:64.00000001@20,rooted:k=2:64@20",
+        "rooted:tail=4,rooted:tail=4.0000001",
+        "rooted:gamma=0.1234567,rooted:gamma=0.12345671",
+        "rooted:scale=0.33333333,rooted:scale=0.333333",
+    ):
+        arms = parse_losses(text, BASE)
+        assert len({a.name for a in arms}) == len({a.slug for a in arms}) == 2
+        assert [parse_losses(a.name, BASE)[0].loss for a in arms] == [a.loss for a in arms]
+    assert parse_losses("rooted:k=2.0000001", BASE)[0].loss.k == "2.0000001"
+    assert len({p.name for p in parse_grid("lr=0.002,0.00200000001")}) == 2
+
+
 @settings(deadline=None)
 @given(
     st.floats(1, 1e3),
@@ -43,7 +59,7 @@ def test_names_are_canonical() -> None:
 def test_a_name_is_read_back(k, tail, scale, acts_on) -> None:
     text = f"rooted:k={k},scale={scale},acts-on={acts_on}" + (f",tail={tail}" if tail else "")
     (arm,) = parse_losses(text, BASE)
-    assert parse_losses(arm.name, BASE)[0].name == arm.name
+    assert parse_losses(arm.name, BASE)[0].loss == arm.loss
 
 
 @pytest.mark.parametrize(

@@ -319,7 +319,8 @@ def test_shares_of_tuning_wait_for_each_other(pictures, tmp_path, monkeypatch) -
     assert said[-1].startswith("Settings are not all tried yet")
     assert "8 to do" not in compare.outline(asked) and "4 to do" in compare.outline(asked)
     compare.run(asked, say=said.append, only=(1, 2))
-    assert "Chosen for logistic: gamma=2" in said and "Chosen for rooted:k=2: gamma=1" in said
+    edge = " (gamma at the grid's edge: a better one may lie beyond)"
+    assert f"Chosen for logistic: gamma=2{edge}" in said and f"Chosen for rooted:k=2: gamma=1{edge}" in said
     assert done[-1] == "logistic gamma=2 0 2 0.008" and len(done) == 5
     assert "2 runs, after 2 arms x 2 settings = 4 runs that choose; 1 to do" in compare.outline(asked)
 
@@ -381,7 +382,7 @@ def test_equal_tuning(pictures, tmp_path) -> None:
     trained = json.loads((path / "training_options.json").read_text())
     setting = f"lr={trained['optim']['glr']:g},gamma={trained['loss']['gamma']:g}"
     assert setting == tuning["chosen"]["rooted:k=2"]["setting"] and trained["optim"]["glr"] == trained["optim"]["dlr"]
-    assert (tmp_path / "compare.md").read_text().count("| chosen |") == 2
+    assert (tmp_path / "compare.md").read_text().count("| chosen (lr at the grid's edge") == 2
 
 
 def test_differences_outside_the_loss_are_refused(pictures, tmp_path) -> None:

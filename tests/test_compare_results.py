@@ -205,12 +205,32 @@ def test_choosing_settings() -> None:
     assert higher["chosen"]["logistic"]["setting"] == "lr=2"  # recall 1/3 against 1/5
 
 
+def test_a_choice_at_the_edge_or_of_a_diverging_run_says_so() -> None:
+    points = [f"lr={lr},gamma={gamma}" for lr in (1, 2, 4) for gamma in (0.1, 0.5)]
+    records = [run("logistic", 9, [1, 9 - (p == points[2])], setting=p) for p in points]
+    records += [run("rooted:k=2", 9, [1, i], setting=p, state="diverging") for i, p in enumerate(points, 1)]
+    chosen = choose(records, ["logistic", "rooted:k=2"], "fd")["chosen"]
+    assert chosen["logistic"] == {
+        "setting": "lr=2,gamma=0.1",
+        "note": " (gamma at the grid's edge: a better one may lie beyond)",
+    }
+    assert chosen["rooted:k=2"]["note"] == (
+        " (lr and gamma at the grid's edge: a better one may lie beyond; its last state was diverging)"
+    )
+
+
 def test_different_machines_are_said() -> None:
     records = three_arms()
     assert results_of(records)["notes"] == []
-    records[0]["machine"] = {"device_name": "y"}
+    records[0]["machine"] = {"device_name": "y", "num_threads": 3}
     records[1]["version"] = "1"
-    assert len(results_of(records)["notes"]) == 2
+    notes = results_of(records)["notes"]
+    assert len(notes) == 3 and "different devices (seeds 0)" in notes[1]
+    for seed in range(3):  # a seed whose arms are together is no torn pair
+        records[seed]["machine"] = {"device_name": "y"}
+    assert not any("different devices" in note for note in results_of(records)["notes"])
+    facts = dict(report_compare.facts(results_of(records) | PROVENANCE))
+    assert facts["machine"] == "y, None threads; x, None threads"
 
 
 def test_missing_measurements_are_said() -> None:

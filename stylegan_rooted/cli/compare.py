@@ -1,8 +1,6 @@
 """`stylegan-rooted compare`: losses against each other, fairly."""
 
 import functools
-import signal
-import sys
 from typing import Any
 
 import click
@@ -12,10 +10,11 @@ from stylegan_rooted.cli.finetune import check_usage, read_config
 from stylegan_rooted.cli.options import (
     GroupedCommand,
     GroupedOption,
-    TrainingBar,
+    Speaker,
     apply_fields,
+    config_options,
+    exit_if_stopped,
     field_options,
-    say,
     usage_errors,
 )
 from training.config import FinetuneConfig
@@ -71,21 +70,9 @@ option = functools.partial(click.option, cls=GroupedOption, group="Comparison")
     help="Train runs that failed once more, from their last state, instead of counting them.",
 )
 @field_options(FIELDS, FinetuneConfig())
-@click.option(
-    "--config",
-    "config_file",
-    type=click.Path(dir_okay=False),
-    cls=GroupedOption,
-    group="Other",
-    help="Read shared settings from a JSON or YAML file, as finetune --dry-run prints them.",
-)
-@click.option(
-    "-n",
-    "--dry-run",
-    is_flag=True,
-    cls=GroupedOption,
-    group="Other",
-    help="Print arms, seeds, what is done and how long the rest will take, and stop; nothing is written.",
+@config_options(
+    config_help="Read shared settings from a JSON or YAML file, as finetune --dry-run prints them.",
+    dry_run_help="Print arms, seeds, what is done and how long the rest will take, and stop; nothing is written.",
 )
 def command(
     losses: str,
@@ -130,20 +117,13 @@ def command(
     if dry_run:
         click.echo(compare.outline(request, flags=flags))
         return
-    bar: TrainingBar | None = None
-
-    def progress_bar(length: int) -> TrainingBar:
-        nonlocal bar
-        bar = TrainingBar(length, label="All runs")
-        return bar
-
+    speaker = Speaker("All runs")
     outcome = compare.run(
         request,
-        say=lambda text: bar.say(text) if bar else say(text),
-        progress_bar=progress_bar,
+        say=speaker.say,
+        progress_bar=speaker.progress_bar,
         only=share,
         retry_failed=retry_failed,
         flags=flags,
     )
-    if outcome.stopped_by:
-        sys.exit(128 + signal.Signals[outcome.stopped_by])
+    exit_if_stopped(outcome.stopped_by)

@@ -3,7 +3,7 @@
 import click
 
 from stylegan_rooted.cli.generate import Device
-from stylegan_rooted.cli.options import TrainingBar, say
+from stylegan_rooted.cli.options import Speaker
 
 DEFAULT_KIMG = 16.0
 
@@ -29,20 +29,14 @@ def command(outdir: str, kimg: float, seed: int, device: str, restart: bool) -> 
     """
     from stylegan_rooted import demo
 
-    bar: TrainingBar | None = None
-
-    def progress_bar(length: int) -> TrainingBar:
-        nonlocal bar
-        bar = TrainingBar(length)
-        return bar
-
+    speaker = Speaker()
     result = demo.run(
         outdir,
         kimg=kimg,
         seed=seed,
         device=device,
-        say=lambda text: bar.say(text) if bar else say(text),
-        progress_bar=progress_bar,
+        say=speaker.say,
+        progress_bar=speaker.progress_bar,
         restart=restart,
     )
     click.echo(f"Images:  {result.run_path}  (reals.png, fakes_init.png, fakes*.png)")

@@ -1,8 +1,6 @@
 """`stylegan-rooted finetune`: options in, run directory out."""
 
 import json
-import signal
-import sys
 from typing import Any
 
 import click
@@ -23,10 +21,11 @@ from stylegan_rooted.cli.options import (
     GroupedCommand,
     GroupedOption,
     IntOrNone,
-    TrainingBar,
+    Speaker,
     apply_fields,
+    config_options,
+    exit_if_stopped,
     field_options,
-    say,
     usage_errors,
 )
 from training.config import AUG_MODES, DETECTOR_MODES, KEEP_BEST, ON_DIVERGENCE, PRECISIONS, WANDB_MODES, FinetuneConfig
@@ -324,14 +323,6 @@ SCRATCH_ONLY = "Network (only with --resume none)"
 @click.command("finetune", cls=GroupedCommand)
 @field_options(FIELDS, FinetuneConfig())
 @click.option(
-    "--config",
-    "config_file",
-    type=click.Path(dir_okay=False),
-    cls=GroupedOption,
-    group="Other",
-    help="Read settings from a JSON or YAML file, as --dry-run prints them; options given beside it win.",
-)
-@click.option(
     "--restart",
     is_flag=True,
     cls=GroupedOption,
@@ -346,13 +337,9 @@ SCRATCH_ONLY = "Network (only with --resume none)"
     group="Other",
     help="Take a few steps in memory, print what the run would take in time, memory and disk, and stop.",
 )
-@click.option(
-    "-n",
-    "--dry-run",
-    is_flag=True,
-    cls=GroupedOption,
-    group="Other",
-    help="Print the resolved configuration as JSON and stop; nothing is written.",
+@config_options(
+    config_help="Read settings from a JSON or YAML file, as --dry-run prints them; options given beside it win.",
+    dry_run_help="Print the resolved configuration as JSON and stop; nothing is written.",
 )
 def command(config_file: str | None, restart: bool, only_estimate: bool, dry_run: bool, **values: Any) -> None:
     """Fine-tune a network pickle on your images, or train from scratch with --resume none.
@@ -380,22 +367,15 @@ def command(config_file: str | None, restart: bool, only_estimate: bool, dry_run
         if main_process():
             click.echo(str(forecast))
         return
-    bar: TrainingBar | None = None
-
-    def progress_bar(length: int) -> TrainingBar:
-        nonlocal bar
-        bar = TrainingBar(length)
-        return bar
-
+    speaker = Speaker()
     outcome = finetune.execute(
         config,
-        say=lambda text: bar.say(text) if bar else say(text),
-        progress_bar=progress_bar,
+        say=speaker.say,
+        progress_bar=speaker.progress_bar,
         restart=restart,
         flags={f.target: f.flag for f in FIELDS},
     )
-    if outcome.stopped_by:
-        sys.exit(128 + signal.Signals[outcome.stopped_by])
+    exit_if_stopped(outcome.stopped_by)
 
 
 def check_usage(config: FinetuneConfig, dry_run: bool, values: dict[str, Any]) -> None:

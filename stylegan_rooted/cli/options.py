@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import shutil
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -61,6 +62,27 @@ def field_options(fields: list[Field], defaults: Any) -> Callable:
             function = click.option(
                 f.flag, f.parameter, type=f.type, default=None, help=help_text, cls=GroupedOption, group=f.group
             )(function)
+        return function
+
+    return decorate
+
+
+def config_options(*, config_help: str, dry_run_help: str) -> Callable:
+    """Decorator: the options `--config` and `--dry-run` of commands that take a configuration."""
+
+    def decorate(function: Callable) -> Callable:
+        for option in (
+            click.option("-n", "--dry-run", is_flag=True, cls=GroupedOption, group="Other", help=dry_run_help),
+            click.option(
+                "--config",
+                "config_file",
+                type=click.Path(dir_okay=False),
+                cls=GroupedOption,
+                group="Other",
+                help=config_help,
+            ),
+        ):
+            function = option(function)
         return function
 
     return decorate
@@ -207,6 +229,29 @@ class TrainingBar:
         filled = int(share * width)
         sys.stderr.write(f"\r\x1b[K{self.label} [{'#' * filled}{'-' * (width - filled)}] {text}")
         sys.stderr.flush()
+
+
+class Speaker:
+    """What a long job is given to speak with: a bar's factory, and lines that keep above the bar that is shown."""
+
+    def __init__(self, label: str = "Training") -> None:
+        self._label = label
+        self._bar: TrainingBar | None = None
+
+    def progress_bar(self, length: int) -> TrainingBar:
+        """A new bar; lines go above it from now on."""
+        self._bar = TrainingBar(length, self._label)
+        return self._bar
+
+    def say(self, message: str) -> None:
+        """A line for people: stderr."""
+        (self._bar.say if self._bar else say)(message)
+
+
+def exit_if_stopped(signal_name: str | None) -> None:
+    """End with the exit code of a process that this signal ended; None does nothing."""
+    if signal_name:
+        sys.exit(128 + signal.Signals[signal_name])
 
 
 def clock_text(seconds: float) -> str:
