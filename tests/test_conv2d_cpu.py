@@ -28,7 +28,7 @@ CASES = [  # images, input channels, output channels, height and width of the in
 
 @pytest.fixture(autouse=True)
 def native(monkeypatch):
-    """Our code wherever it can be used, also where it isn't faster; yields the numbers of its calls."""
+    """Our code wherever it can be used, also where it isn't faster; yields how often it was chosen."""
     try:
         op_build.build(op_build.PLUGINS["cpu"])
     except op_build.NoToolsError as e:
@@ -70,7 +70,7 @@ def test_is_the_sum_with_two_derivatives(case, native) -> None:
     helpers.assert_close(results[1][0], exact, 1e-15, "float64")
     for ours, theirs, name in zip(*results, ("y", "dx", "dw", "d2x", "d2w", "d2dy")):
         helpers.assert_close(ours, theirs, BOUND, f"{name} of {case}")
-    assert all(value >= 2 for value in native.values()), native
+    assert all(native.values()), native
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -180,11 +180,12 @@ def test_infinities_and_nans_arrive(native) -> None:
 def test_weight_gradients_can_be_left_out(native) -> None:
     x, w = torch.randn(1, 32, 8, 8, requires_grad=True), torch.randn(32, 32, 3, 3, requires_grad=True)
     y = conv2d_gradfix.conv2d(x, w, padding=1)
-    with conv2d_gradfix.no_weight_gradients():
+    with conv2d_gradfix.no_weight_gradients(), torch.profiler.profile() as first:
         dx, = torch.autograd.grad(y.square().sum(), x, create_graph=True)
-    assert native["conv2d_weight"] == 0
-    dw, = torch.autograd.grad(dx.square().sum(), w)
-    assert native["conv2d_weight"] == 2
+    with torch.profiler.profile() as second:
+        dw, = torch.autograd.grad(dx.square().sum(), w)
+    names = [[event.name for event in part.events()] for part in (first, second)]
+    assert [each.count("stylegan_rooted::conv2d_weight") for each in names] == [0, 2]
     a, b = x.detach().double().requires_grad_(), w.detach().double().requires_grad_()
     da, = torch.autograd.grad(F.conv2d(a, b, padding=1).square().sum(), a, create_graph=True)
     helpers.assert_close(dw, torch.autograd.grad(da.square().sum(), b)[0], 3e-6, "R1's gradient")
@@ -223,7 +224,7 @@ def test_goldens_of_the_training_phases(goldens, monkeypatch, native) -> None:
     assert min(native.values()) > 100, native
 
 
-@pytest.mark.parametrize("own", [True, False])
+@pytest.mark.parametrize("own", [0b111, 0])
 @pytest.mark.parametrize("case", [CASES[0], CASES[5]])
 def test_what_torch_asks_of_an_operator(case, own) -> None:
     *_, stride, padding = case

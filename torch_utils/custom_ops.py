@@ -111,7 +111,7 @@ def declare(
 ) -> Any:
     """The compiled operator `name`, made known to torch with schema, shape function and gradient on the first call.
 
-    Without a `backward` it has no gradient: for what is only called inside of one.
+    Without a `backward` it has none, or the library's own (derivatives_cpu.cpp).
 
     The libraries hold its implementations, one per kind of device; all share what is declared here.
     torch.compile cannot trace that first call, so have one call outside of it before.
@@ -128,6 +128,11 @@ def declare(
                 torch.library.register_autograd(qualified, backward, setup_context=setup_context)
             _declared[name] = getattr(getattr(torch.ops, NAMESPACE), name).default
         return _declared[name]
+
+
+def declared(name: str) -> Any:
+    """What `declare` gave for that name; None before."""
+    return _declared.get(name)
 
 
 def _resolve(library: str) -> Outcome:

@@ -1,7 +1,7 @@
 // 3x3 convolutions for the CPU where they beat torch's: Winograd's at stride 1, weight gradients at stride 2.
 //
-// Schemas, shape functions, gradients and the choice between these and torch's own are in conv2d_cpu.py; here are only
-// the numbers. Images and their gradients are channels-last, float32 or bfloat16; arithmetic is float32, results are
+// Schemas, shape functions and the choice between these and torch's own are in conv2d_cpu.py, formulas of gradients in
+// derivatives_cpu.cpp; here are only the numbers. Images and their gradients are channels-last, float32 or bfloat16; arithmetic is float32, results are
 // rounded once.
 //
 // Sources: Winograd, "Arithmetic Complexity of Computations", 1980; Lavin, Gray, "Fast Algorithms for Convolutional
@@ -645,14 +645,17 @@ at::Tensor torch_grad(const at::Tensor& dy, const at::Tensor& x, const at::Tenso
     return which ? std::get<1>(grads).contiguous() : last(std::get<0>(grads));
 }
 
-at::Tensor conv2d(const at::Tensor& x, const at::Tensor& w, int64_t stride, int64_t pad_y, int64_t pad_x, bool own) {
+// `own` says for each of the three operators whether our code does it.
+constexpr int64_t OWN_CONV = 1, OWN_INPUT = 2, OWN_WEIGHT = 4;
+
+at::Tensor conv2d(const at::Tensor& x, const at::Tensor& w, int64_t stride, int64_t pad_y, int64_t pad_x, int64_t own) {
     check(x, "x"), check_setting(stride, pad_y, pad_x);
     const bool is_float = check_same(x, w);
     TORCH_CHECK_VALUE(w.size(1) == x.size(1) && w.size(2) == 3 && w.size(3) == 3, "weights ", w.sizes(),
                       " don't fit images ", x.sizes(), ", wanted [O, ", x.size(1), ", 3, 3]");
     const int64_t h = size_after(x.size(2), stride, pad_y), wide = size_after(x.size(3), stride, pad_x);
     TORCH_CHECK_VALUE(h > 0 && wide > 0, "images ", x.sizes(), " are smaller than the kernel; give more padding");
-    if (!own || stride == 2) return last(at::conv2d(last(x), w.contiguous(), {}, {stride, stride}, {pad_y, pad_x}));
+    if (!(own & OWN_CONV) || stride == 2) return last(at::conv2d(last(x), w.contiguous(), {}, {stride, stride}, {pad_y, pad_x}));
     at::Tensor y = at::empty({x.size(0), w.size(0), h, wide}, x.options(), at::MemoryFormat::ChannelsLast);
     if (y.numel() == 0) return y;
     if (is_float) winograd<float>(last(x), transformed(Kernel<float>(w, false)), pad_y, pad_x, y);
@@ -660,7 +663,7 @@ at::Tensor conv2d(const at::Tensor& x, const at::Tensor& w, int64_t stride, int6
     return y;
 }
 
-at::Tensor conv2d_input(const at::Tensor& dy, const at::Tensor& w, int64_t h, int64_t wide, int64_t stride, int64_t pad_y, int64_t pad_x, bool own) {
+at::Tensor conv2d_input(const at::Tensor& dy, const at::Tensor& w, int64_t h, int64_t wide, int64_t stride, int64_t pad_y, int64_t pad_x, int64_t own) {
     check(dy, "dy"), check_setting(stride, pad_y, pad_x);
     const bool is_float = check_same(dy, w);
     TORCH_CHECK_VALUE(w.size(0) == dy.size(1) && w.size(2) == 3 && w.size(3) == 3, "weights ", w.sizes(),
@@ -668,20 +671,20 @@ at::Tensor conv2d_input(const at::Tensor& dy, const at::Tensor& w, int64_t h, in
     check_sizes(h, wide, dy, stride, pad_y, pad_x);
     at::Tensor dx = at::empty({dy.size(0), w.size(1), h, wide}, dy.options(), at::MemoryFormat::ChannelsLast);
     if (dx.numel() == 0) return dx;
-    if (!own || stride == 2) return torch_grad(last(dy), dx, w.contiguous(), stride, pad_y, pad_x, 0);
+    if (!(own & OWN_INPUT) || stride == 2) return torch_grad(last(dy), dx, w.contiguous(), stride, pad_y, pad_x, 0);
     if (is_float) winograd<float>(last(dy), transformed(Kernel<float>(w, true)), 2 - pad_y, 2 - pad_x, dx);
     else winograd<Bfloat>(last(dy), transformed(Kernel<Bfloat>(w, true)), 2 - pad_y, 2 - pad_x, dx);
     return dx;
 }
 
-at::Tensor conv2d_weight(const at::Tensor& x, const at::Tensor& dy, int64_t stride, int64_t pad_y, int64_t pad_x, bool own) {
+at::Tensor conv2d_weight(const at::Tensor& x, const at::Tensor& dy, int64_t stride, int64_t pad_y, int64_t pad_x, int64_t own) {
     check(x, "x"), check_setting(stride, pad_y, pad_x);
     const bool is_float = check_same(x, dy);
     TORCH_CHECK_VALUE(x.size(0) == dy.size(0), "images ", x.sizes(), " and gradients ", dy.sizes(), " differ in number");
     check_sizes(x.size(2), x.size(3), dy, stride, pad_y, pad_x);
     at::Tensor dw = at::empty({dy.size(1), x.size(1), 3, 3}, x.options());
     if (x.numel() == 0 || dw.numel() == 0) return dw.zero_();
-    if (!own) return torch_grad(last(dy), last(x), dw, stride, pad_y, pad_x, 1);
+    if (!(own & OWN_WEIGHT)) return torch_grad(last(dy), last(x), dw, stride, pad_y, pad_x, 1);
     if (stride == 1 && is_float) winograd_kernel_grad<float>(last(x), last(dy), pad_y, pad_x, dw);
     else if (stride == 1) winograd_kernel_grad<Bfloat>(last(x), last(dy), pad_y, pad_x, dw);
     else if (is_float) strided_kernel_grad(last(x), last(dy), dw);

@@ -1,8 +1,8 @@
 """3x3 convolutions by the compiled operators of conv2d_cpu.cpp where they beat torch's own on a CPU.
 
-Three operators, closed under differentiation: the convolution, and its gradients to the images (which is also the
-transposed convolution) and to the weights. Each is done by our code or by torch's, whichever `pays` says. Ours are
-Winograd's at stride 1, in float32 whatever the images are, and the gradient to the weights at stride 2.
+Three operators, closed under differentiation (derivatives_cpu.cpp): the convolution, and its gradients to the images
+(which is also the transposed convolution) and to the weights. Each is done by our code or by torch's, whichever `pays`
+says. Ours are Winograd's at stride 1, in float32 whatever the images are, and the gradient to the weights at stride 2.
 """
 
 from collections.abc import Callable
@@ -12,15 +12,14 @@ import torch
 
 from torch_utils import custom_ops
 
-# Set by `conv2d_gradfix.no_weight_gradients`: gradients to weights are left out while it is True.
-weight_gradients_disabled = False
+KINDS = ("conv2d", "conv2d_input", "conv2d_weight")
 
 
 def conv2d(x: torch.Tensor, w: torch.Tensor, stride: int, padding: tuple[int, int]) -> torch.Tensor:
     """The correlation of x [N, I, H, W] with w [O, I, 3, 3]; `takes` has said yes. `padding` is (y, x)."""
     n, c, h, wide = x.shape
     out = (h + 2 * padding[0] - 3) // stride + 1, (wide + 2 * padding[1] - 3) // stride + 1
-    return _operator("conv2d")(x, w, stride, *padding, pays("conv2d", n, c, w.shape[0], *out, stride, x.dtype))
+    return _operator("conv2d")(x, w, stride, *padding, own(n, c, w.shape[0], *out, stride, x.dtype))
 
 
 def conv2d_input(
@@ -28,17 +27,14 @@ def conv2d_input(
 ) -> torch.Tensor:
     """The adjoint of `conv2d` in its images: from dy [N, O, H', W'] to [N, I, *size]."""
     n, o, h, wide = dy.shape
-    return _operator("conv2d_input")(
-        dy, w, *size, stride, *padding, pays("conv2d_input", n, w.shape[1], o, h, wide, stride, dy.dtype)
-    )
+    ours = own(n, w.shape[1], o, h, wide, stride, dy.dtype)
+    return _operator("conv2d_input")(dy, w, *size, stride, *padding, ours)
 
 
 def conv2d_weight(x: torch.Tensor, dy: torch.Tensor, stride: int, padding: tuple[int, int]) -> torch.Tensor:
     """The adjoint of `conv2d` in its weights: from images x and dy [N, O, H', W'] to [O, I, 3, 3]."""
     n, o, h, wide = dy.shape
-    return _operator("conv2d_weight")(
-        x, dy, stride, *padding, pays("conv2d_weight", n, x.shape[1], o, h, wide, stride, dy.dtype)
-    )
+    return _operator("conv2d_weight")(x, dy, stride, *padding, own(n, x.shape[1], o, h, wide, stride, dy.dtype))
 
 
 def prepare(w: torch.Tensor) -> torch.Tensor:
@@ -120,28 +116,36 @@ def pays(kind: str, n: int, c: int, o: int, h: int, w: int, stride: int, dtype: 
     return min(c, o) >= 64 and tiles >= 32
 
 
+def own(n: int, c: int, o: int, h: int, w: int, stride: int, dtype: torch.dtype) -> int:
+    """Which of a convolution and its gradients our code does, a bit for each of `KINDS`; arguments as in `pays`."""
+    return sum(1 << i for i, kind in enumerate(KINDS) if pays(kind, n, c, o, h, w, stride, dtype))
+
+
 def _operator(name: str) -> Any:
     """One of the compiled operators; the first call declares them all, as each is in another's gradient."""
-    for key, (schema, *functions) in _DECLARATIONS.items():
-        custom_ops.declare(key, schema, *functions)
-    return custom_ops.declare(name, *_DECLARATIONS[name])
+    op = custom_ops.declared(name)
+    if op is None:
+        for key, declaration in _DECLARATIONS.items():
+            custom_ops.declare(key, *declaration)
+        op = custom_ops.declared(name)
+    return op
 
 
-def _conv2d_shape(x: torch.Tensor, w: torch.Tensor, stride: int, pad_y: int, pad_x: int, own: bool) -> torch.Tensor:
+def _conv2d_shape(x: torch.Tensor, w: torch.Tensor, stride: int, pad_y: int, pad_x: int, own: int) -> torch.Tensor:
     """Shape and layout of the convolution's result."""
     h, wide = (x.shape[2] + 2 * pad_y - 3) // stride + 1, (x.shape[3] + 2 * pad_x - 3) // stride + 1
     return _empty(x, x.shape[0], w.shape[0], h, wide)
 
 
 def _conv2d_input_shape(
-    dy: torch.Tensor, w: torch.Tensor, h: int, wide: int, stride: int, pad_y: int, pad_x: int, own: bool
+    dy: torch.Tensor, w: torch.Tensor, h: int, wide: int, stride: int, pad_y: int, pad_x: int, own: int
 ) -> torch.Tensor:
     """Shape and layout of the gradient to images."""
     return _empty(dy, dy.shape[0], w.shape[1], h, wide)
 
 
 def _conv2d_weight_shape(
-    x: torch.Tensor, dy: torch.Tensor, stride: int, pad_y: int, pad_x: int, own: bool
+    x: torch.Tensor, dy: torch.Tensor, stride: int, pad_y: int, pad_x: int, own: int
 ) -> torch.Tensor:
     """Shape and layout of the gradient to weights."""
     return x.new_empty(dy.shape[1], x.shape[1], 3, 3)
@@ -149,46 +153,6 @@ def _conv2d_weight_shape(
 
 def _empty(like: torch.Tensor, *shape: int) -> torch.Tensor:
     return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
-
-
-def _conv2d_setup(ctx: Any, inputs: tuple, output: torch.Tensor) -> None:
-    x, w, stride, pad_y, pad_x, _ = inputs
-    ctx.save_for_backward(x, w)
-    ctx.settings = stride, (pad_y, pad_x)
-
-
-def _conv2d_backward(ctx: Any, dy: torch.Tensor) -> tuple:
-    """Linear in images and in weights: the two adjoints."""
-    x, w = ctx.saved_tensors
-    dx = conv2d_input(dy, w, x.shape[2:], *ctx.settings) if ctx.needs_input_grad[0] else None
-    dw = conv2d_weight(x, dy, *ctx.settings) if _wants_weight(ctx, 1) else None
-    return dx, dw, None, None, None, None
-
-
-def _conv2d_input_setup(ctx: Any, inputs: tuple, output: torch.Tensor) -> None:
-    dy, w, _, _, stride, pad_y, pad_x, _ = inputs
-    ctx.save_for_backward(dy, w)
-    ctx.settings = stride, (pad_y, pad_x)
-
-
-def _conv2d_input_backward(ctx: Any, dx: torch.Tensor) -> tuple:
-    dy, w = ctx.saved_tensors
-    ddy = conv2d(dx, w, *ctx.settings) if ctx.needs_input_grad[0] else None
-    dw = conv2d_weight(dx, dy, *ctx.settings) if _wants_weight(ctx, 1) else None
-    return ddy, dw, None, None, None, None, None, None
-
-
-def _conv2d_weight_setup(ctx: Any, inputs: tuple, output: torch.Tensor) -> None:
-    x, dy, stride, pad_y, pad_x, _ = inputs
-    ctx.save_for_backward(x, dy)
-    ctx.settings = stride, (pad_y, pad_x)
-
-
-def _conv2d_weight_backward(ctx: Any, dw: torch.Tensor) -> tuple:
-    x, dy = ctx.saved_tensors
-    dx = conv2d_input(dy, dw, x.shape[2:], *ctx.settings) if ctx.needs_input_grad[0] else None
-    ddy = conv2d(x, dw, *ctx.settings) if ctx.needs_input_grad[1] else None
-    return dx, ddy, None, None, None, None
 
 
 def _prepare_shape(w: torch.Tensor) -> torch.Tensor:
@@ -201,34 +165,17 @@ def _prepared_shape(x: torch.Tensor, prepared: torch.Tensor, channels: int) -> t
     return _empty(x, x.shape[0], channels, *x.shape[2:])
 
 
-def _no_setup(ctx: Any, inputs: tuple, output: torch.Tensor) -> None:
-    """Nothing to keep."""
-
-
-def _no_backward(ctx: Any, gradient: torch.Tensor) -> tuple:
-    raise RuntimeError("prepared convolutions have no gradient; use conv2d")
-
-
-def _wants_weight(ctx: Any, index: int) -> bool:
-    """torch says that a gradient is needed wherever one could be asked for; `no_weight_gradients` says it is not."""
-    return ctx.needs_input_grad[index] and not weight_gradients_disabled
-
-
 _DECLARATIONS: dict[str, tuple] = {
     "conv2d": (
-        "(Tensor x, Tensor w, int stride, int pad_y, int pad_x, bool own) -> Tensor",
-        _conv2d_shape, _conv2d_setup, _conv2d_backward,
+        "(Tensor x, Tensor w, int stride, int pad_y, int pad_x, int own) -> Tensor", _conv2d_shape,
     ),
     "conv2d_input": (
-        "(Tensor dy, Tensor w, SymInt h, SymInt wide, int stride, int pad_y, int pad_x, bool own) -> Tensor",
-        _conv2d_input_shape, _conv2d_input_setup, _conv2d_input_backward,
+        "(Tensor dy, Tensor w, SymInt h, SymInt wide, int stride, int pad_y, int pad_x, int own) -> Tensor",
+        _conv2d_input_shape,
     ),
     "conv2d_weight": (
-        "(Tensor x, Tensor dy, int stride, int pad_y, int pad_x, bool own) -> Tensor",
-        _conv2d_weight_shape, _conv2d_weight_setup, _conv2d_weight_backward,
+        "(Tensor x, Tensor dy, int stride, int pad_y, int pad_x, int own) -> Tensor", _conv2d_weight_shape,
     ),
-    "conv2d_prepare": ("(Tensor w) -> Tensor", _prepare_shape, _no_setup, _no_backward),
-    "conv2d_prepared": (
-        "(Tensor x, Tensor prepared, int channels) -> Tensor", _prepared_shape, _no_setup, _no_backward,
-    ),
+    "conv2d_prepare": ("(Tensor w) -> Tensor", _prepare_shape),
+    "conv2d_prepared": ("(Tensor x, Tensor prepared, int channels) -> Tensor", _prepared_shape),
 }  # fmt: skip

@@ -10,22 +10,22 @@ import torch.nn.functional as F
 from torch_utils.ops import conv2d_cpu
 
 enabled = False  # kept for sources that set it; changes nothing
-weight_gradients_disabled = False  # set inside `no_weight_gradients`
+weight_gradients_disabled = False  # set inside `no_weight_gradients`, for sources that look at it
 
 
 @contextlib.contextmanager
 def no_weight_gradients(disable: bool = True) -> Iterator[None]:
     """Declare that convolution-weight gradients are not needed inside the block.
 
-    Compiled convolutions then leave them out (they count as zero); torch's own compute what is asked for all the same.
+    Nothing more than a declaration: autograd leaves out what nobody asks for by itself.
     """
     global weight_gradients_disabled
     before = weight_gradients_disabled
-    weight_gradients_disabled = conv2d_cpu.weight_gradients_disabled = before or disable
+    weight_gradients_disabled = before or disable
     try:
         yield
     finally:
-        weight_gradients_disabled = conv2d_cpu.weight_gradients_disabled = before
+        weight_gradients_disabled = before
 
 
 def conv2d(

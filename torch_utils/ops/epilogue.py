@@ -71,7 +71,8 @@ def epilogue(
         kind = torch.float64 if x.dtype == torch.float64 else torch.float32
         tensors = [None if t is None else t.to(kind) for t in (scale, noise, strength, bias)]
         alpha = float(bias_act.activation_funcs[act].def_alpha) if act == "lrelu" else 1.0
-        return _forward()(x, *tensors, alpha, float(gain or 0), -1.0 if clamp is None else float(clamp))
+        limit = -1.0 if clamp is None else float(clamp)
+        return _forward()(x, *tensors, alpha, float(gain or 0), limit, _keeps_inputs)
     return _by_torch(x, scale, noise, strength, bias, act, gain, clamp)
 
 
@@ -157,70 +158,29 @@ _PARAMETERS = "Tensor? scale, Tensor? noise, Tensor? strength, Tensor? bias, flo
 
 
 def _forward() -> Any:
-    """The compiled operator."""
-    return custom_ops.declare(
-        "epilogue", f"(Tensor x, {_PARAMETERS}) -> Tensor", _forward_shape, _forward_setup, _forward_backward
-    )
+    """The compiled operator; its gradient calls the next one, and that one's the third (derivatives_cpu.cpp)."""
+    op = custom_ops.declared("epilogue")
+    if op is None:
+        _grad(), _result_grad(), _grad_grad()
+        schema = f"(Tensor x, {_PARAMETERS}, bool keeps_input=False) -> Tensor"
+        op = custom_ops.declare("epilogue", schema, _forward_shape)
+    return op
 
 
 def _forward_shape(x: torch.Tensor, *_: Any) -> torch.Tensor:
     return torch.empty_like(x, memory_format=torch.channels_last)
 
 
-def _forward_setup(ctx: Any, inputs: tuple, output: torch.Tensor) -> None:
-    x, scale, noise, strength, bias, alpha, _, clamp = inputs
-    ctx.settings = inputs[5:]
-    # The result tells the gradient all that x would, and what comes next keeps it anyway, so x is free. Not so at a
-    # clamp, which hides what was larger, nor where there is no more than a scale: it may be 0.
-    ctx.has_result = clamp < 0 and (scale is None or (alpha != 1 and not _keeps_inputs))
-    ctx.save_for_backward(output if ctx.has_result else x, scale, noise, strength, bias)
-
-
-def _forward_backward(ctx: Any, dy: torch.Tensor) -> tuple:
-    images, scale, noise, strength, bias = ctx.saved_tensors
-    needs = ctx.needs_input_grad
-    with_sums = needs[1] or needs[3] or needs[4]
-    parameters = scale, noise, strength, bias
-    if ctx.has_result and scale is None:  # images are asked for their slope alone, and y has the sign of what had it
-        nothing = None if strength is None else torch.zeros_like(strength)
-        grads = _grad()(dy, images.detach(), None, noise, nothing, None, *ctx.settings, with_sums)
-    elif ctx.has_result and not torch.is_grad_enabled():
-        grads = _result_grad()(dy, images, *parameters, *ctx.settings, with_sums)
-    else:
-        x = _inputs(images, *parameters, *ctx.settings[:2]) if ctx.has_result else images
-        grads = _grad()(dy, x, *parameters, *ctx.settings, with_sums)
-    dx, dscale, dstrength, dbias = grads
-    return (
-        dx if needs[0] else None,
-        dscale if needs[1] else None,
-        None,
-        dstrength.reshape(strength.shape) if needs[3] else None,
-        dbias if needs[4] else None,
-        *[None] * 3,
-    )
-
-
-def _inputs(
-    y: torch.Tensor, scale: Any, noise: Any, strength: Any, bias: Any, alpha: float, gain: float
-) -> torch.Tensor:
-    """The x that the operator without a clamp made y of; differentiable."""
-    u = y.to(torch.float64 if y.dtype == torch.float64 else torch.float32)
-    u = u * torch.where(u > 0, u.new_tensor(1 / gain), 1 / (gain * alpha))
-    u = u if noise is None else u - noise * strength
-    u = u if bias is None else u - bias[:, None, None]
-    return (u if scale is None else u / scale[:, :, None, None]).to(y.dtype)
+def _grad() -> Any:
+    """The compiled gradient: dx, and the sums dscale, dstrength and dbias, which are zeros unless asked for."""
+    schema = f"(Tensor dy, Tensor x, {_PARAMETERS}, bool with_sums) -> (Tensor, Tensor, Tensor, Tensor)"
+    return custom_ops.declare("epilogue_grad", schema, _grad_shape)
 
 
 def _result_grad() -> Any:
     """`_grad` from the result y instead of x, for an operator without a clamp; it has no gradient itself."""
     schema = f"(Tensor dy, Tensor y, {_PARAMETERS}, bool with_sums) -> (Tensor, Tensor, Tensor, Tensor)"
     return custom_ops.declare("epilogue_result_grad", schema, _grad_shape)
-
-
-def _grad() -> Any:
-    """The compiled gradient: dx, and the sums dscale, dstrength and dbias, which are zeros unless asked for."""
-    schema = f"(Tensor dy, Tensor x, {_PARAMETERS}, bool with_sums) -> (Tensor, Tensor, Tensor, Tensor)"
-    return custom_ops.declare("epilogue_grad", schema, _grad_shape, _grad_setup, _grad_backward)
 
 
 def _grad_shape(dy: torch.Tensor, x: torch.Tensor, *_: Any) -> tuple[torch.Tensor, ...]:
@@ -230,47 +190,43 @@ def _grad_shape(dy: torch.Tensor, x: torch.Tensor, *_: Any) -> tuple[torch.Tenso
     return (torch.empty_like(x, memory_format=torch.channels_last), *sums)
 
 
-def _grad_setup(ctx: Any, inputs: tuple, output: tuple) -> None:
-    ctx.set_materialize_grads(False)
-    dy, x, scale, *others = inputs[:6]
-    ctx.save_for_backward(None if scale is None else dy, x, scale, *others)  # linear in dy: only for the scale's sake
-    ctx.settings = inputs[6:9]
-
-
-def _grad_backward(ctx: Any, ddx: Any, ddscale: Any, ddstrength: Any, ddbias: Any) -> tuple:
-    """The second derivative. The activation is piecewise linear, so the gradient is linear in dy, x and scale each."""
-    dy, x, scale, noise, strength, bias = ctx.saved_tensors
-    if all(t is None for t in (ddx, ddscale, ddstrength, ddbias)):
-        return (None,) * 10
-    if scale is None:
-        dy, ddscale = x, None  # any images: what they are for is not asked for
-    cotangents, saved = (ddx, ddscale, ddstrength, ddbias), (dy, x, scale, noise, strength, bias)
-    if torch.is_grad_enabled():  # a third derivative is wanted: torch knows those of its own operators
-        ddy, by_x, dscale = _second_by_torch(*cotangents, *saved, *ctx.settings)
-    else:
-        ddx = torch.zeros_like(x) if ddx is None else ddx
-        ddy, by_x, dscale = _grad_grad()(ddx, *cotangents[1:], *saved, *ctx.settings)
-    needs = ctx.needs_input_grad
-    return (
-        ddy if needs[0] else None,
-        by_x if needs[1] and ddscale is not None else None,
-        dscale if needs[2] else None,
-        *[None] * 7,
-    )
-
-
 def _grad_grad() -> Any:
     """The compiled second derivative: with respect to dy, x and scale."""
     schema = (
         "(Tensor ddx, Tensor? ddscale, Tensor? ddstrength, Tensor? ddbias, Tensor dy, Tensor x, "
         f"{_PARAMETERS}) -> (Tensor, Tensor, Tensor)"
     )
-    return custom_ops.declare("epilogue_grad_grad", schema, _second_shape)
+    return custom_ops.declare("epilogue_grad_grad", schema, _second_shape, _second_setup, _second_backward)
 
 
 def _second_shape(ddx: torch.Tensor, _p: Any, _q: Any, _r: Any, _dy: Any, x: torch.Tensor, *_: Any) -> tuple:
     images = [torch.empty_like(x, memory_format=torch.channels_last) for _ in range(2)]
     return (*images, x.new_empty(x.shape[:2], dtype=torch.float64 if x.dtype == torch.float64 else torch.float32))
+
+
+def _second_setup(ctx: Any, inputs: tuple, output: tuple) -> None:
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*inputs[:10])
+    ctx.settings = inputs[10:]
+
+
+def _second_backward(ctx: Any, *grads: Any) -> tuple:
+    """The third derivative: torch knows those of its own operators."""
+    inputs = ctx.saved_tensors
+    with torch.enable_grad():
+        outputs = _second_by_torch(*inputs, *ctx.settings)
+    pairs = [(out, grad) for out, grad in zip(outputs, grads) if grad is not None and out is not None]
+    pairs = [(out, grad) for out, grad in pairs if out.requires_grad]
+    learning = [i for i, t in enumerate(inputs) if t is not None and t.requires_grad]
+    found: list[Any] = [None] * 13
+    if pairs and learning:
+        outs, given = zip(*pairs)
+        wanted = [inputs[i] for i in learning]
+        for i, gradient in zip(learning, torch.autograd.grad(
+            outs, wanted, given, create_graph=torch.is_grad_enabled(), allow_unused=True
+        )):  # fmt: skip
+            found[i] = gradient
+    return tuple(found)
 
 
 def _second_by_torch(

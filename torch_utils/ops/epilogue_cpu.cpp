@@ -1,6 +1,6 @@
 // What follows a convolution, in one pass over memory, with its first and second derivatives.
 //
-// The definition, schemas, shape functions and gradients are in epilogue.py; here are only the numbers. Images are
+// The definition, schemas and shape functions are in epilogue.py, formulas of gradients in derivatives_cpu.cpp; here are only the numbers. Images are
 // channels-last; arithmetic and all parameters are float32 for float32 and bfloat16 images, float64 for float64.
 // Sums are made per block of pixels and then over the blocks, so they don't depend on the number of threads.
 
@@ -247,7 +247,7 @@ at::Tensor& run_forward(const at::Tensor& in, at::Tensor& y, const Optional& sca
 }
 
 at::Tensor epilogue(const at::Tensor& x, const Optional& scale, const Optional& noise, const Optional& strength,
-                    const Optional& bias, double alpha, double gain, double clamp) {
+                    const Optional& bias, double alpha, double gain, double clamp, bool /*keeps_input: for the gradient*/) {
     const at::Tensor in = as_images(x, "x");
     at::Tensor y = at::empty(in.sizes(), in.options(), at::MemoryFormat::ChannelsLast);
     return run_forward(in, y, scale, noise, strength, bias, {alpha, gain, clamp});
