@@ -8,13 +8,7 @@ import click
 from dnnlib.util import open_regular
 from stylegan_rooted.cli import main_process
 from stylegan_rooted.cli.options import (
-    DETECTOR_FILE_HELP,
-    DETECTOR_HELP,
-    HELD_OUT_HELP,
     METRICS_HELP,
-    REFERENCE_HELP,
-    REPEATS_HELP,
-    VGG_FILE_HELP,
     CommaList,
     Field,
     GridSize,
@@ -24,11 +18,14 @@ from stylegan_rooted.cli.options import (
     Speaker,
     apply_fields,
     config_options,
+    detector_fields,
     exit_if_stopped,
     field_options,
+    reference_fields,
+    repeats_field,
     usage_errors,
 )
-from training.config import AUG_MODES, DETECTOR_MODES, KEEP_BEST, ON_DIVERGENCE, PRECISIONS, WANDB_MODES, FinetuneConfig
+from training.config import AUG_MODES, KEEP_BEST, ON_DIVERGENCE, PRECISIONS, WANDB_MODES, FinetuneConfig
 
 PL_AUTO = "auto: 2, 0 with --cfg cifar"
 MIXING_AUTO = "auto: 0.9, 0 with --cfg cifar"
@@ -203,20 +200,10 @@ FIELDS = [
         "Optimisation",
     ),
     Field("--metrics", "metric.metrics", METRICS_HELP, CommaList(), "Metrics"),
-    Field("--detector", "metric.detector", DETECTOR_HELP, str, "Metrics"),
-    Field(
-        "--detector-mode",
-        "metric.detector_mode",
-        "Resizing of the inception detector.",
-        click.Choice(list(DETECTOR_MODES)),
-        "Metrics",
-    ),
-    Field("--detector-file", "metric.detector_file", DETECTOR_FILE_HELP, str, "Metrics", "unset"),
-    Field("--vgg-file", "metric.vgg_file", VGG_FILE_HELP, str, "Metrics", "unset"),
+    *detector_fields("Metrics", "metric."),
     Field("--metric-num", "metric.num", "Generated images per measurement.", int, "Metrics"),
-    Field("--metric-repeats", "metric.repeats", REPEATS_HELP, int, "Metrics"),
-    Field("--reference", "metric.reference", REFERENCE_HELP, str, "Metrics", "unset"),
-    Field("--held-out", "metric.held_out", HELD_OUT_HELP, str, "Metrics", "what --subset leaves out"),
+    repeats_field("--metric-repeats", "Metrics", "metric."),
+    *reference_fields("Metrics", "metric."),
     Field(
         "--metrics-async",
         "metric.run_async",

@@ -7,40 +7,27 @@ import click
 
 from stylegan_rooted.cli.generate import Device
 from stylegan_rooted.cli.options import (
-    DETECTOR_FILE_HELP,
-    DETECTOR_HELP,
-    HELD_OUT_HELP,
     METRICS_HELP,
-    REFERENCE_HELP,
-    REPEATS_HELP,
-    VGG_FILE_HELP,
     CommaList,
     Field,
     GroupedCommand,
     GroupedOption,
     apply_fields,
+    detector_fields,
     field_options,
+    reference_fields,
+    repeats_field,
     say,
     usage_errors,
 )
-from training.config import DETECTOR_MODES, MAX_REPEATS, MetricConfig
+from training.config import MetricConfig
 
 FIELDS = [
     Field("--metrics", "metrics", METRICS_HELP, CommaList(), "Figures"),
     Field("--num", "num", "Generated images of the short names.", click.IntRange(min=2), "Figures"),
-    Field("--repeats", "repeats", REPEATS_HELP, click.IntRange(1, MAX_REPEATS), "Figures"),
-    Field("--reference", "reference", REFERENCE_HELP, str, "Figures", "unset"),
-    Field("--held-out", "held_out", HELD_OUT_HELP, str, "Figures", "what --subset leaves out"),
-    Field("--detector", "detector", DETECTOR_HELP, str, "Detector"),
-    Field(
-        "--detector-mode",
-        "detector_mode",
-        "Resizing of the inception detector.",
-        click.Choice(list(DETECTOR_MODES)),
-        "Detector",
-    ),
-    Field("--detector-file", "detector_file", DETECTOR_FILE_HELP, str, "Detector", "unset"),
-    Field("--vgg-file", "vgg_file", VGG_FILE_HELP, str, "Detector", "unset"),
+    repeats_field("--repeats", "Figures"),
+    *reference_fields("Figures"),
+    *detector_fields("Detector"),
 ]
 
 

@@ -11,6 +11,8 @@ from typing import Any
 
 import click
 
+from training.config import DETECTOR_MODES, MAX_REPEATS
+
 
 @dataclasses.dataclass(frozen=True)
 class Field:
@@ -264,9 +266,33 @@ METRICS_HELP = (
     "Comma list of fid, kid, fid_inf, pr (precision, recall), dc (density, coverage), is, ppl, memorisation; or of the "
     "ADA family's names: fid50k_full, kid50k_full, pr50k3_full, is50k, ppl2_wend, ...; or none."
 )
-DETECTOR_HELP = "Feature network: embedded (gives FD and KD), inception, vgg16, torchscript or timm:MODEL."
-DETECTOR_FILE_HELP = "Weights of the detector, instead of its own place: a file, or URL#sha256=DIGEST."
-VGG_FILE_HELP = "Weights of the vgg16 detector for the family's pr and ppl: a file, or URL#sha256=DIGEST."
-REPEATS_HELP = "Measure with so many generator seeds; the error is then what they show."
-REFERENCE_HELP = "Measure against this npz of clean-fid's or NVIDIA's kind (mu, sigma; feats) instead of the data."
-HELD_OUT_HELP = "For memorisation: images of the same kind that were not trained on."
+
+
+def detector_fields(group: str, section: str = "") -> list[Field]:
+    """The options that choose the feature network; `section` is what stands before the fields' names."""
+    detector = "Feature network: embedded (gives FD and KD), inception, vgg16, torchscript or timm:MODEL."
+    file = "Weights of the detector, instead of its own place: a file, or URL#sha256=DIGEST."
+    vgg = "Weights of the vgg16 detector for the family's pr and ppl: a file, or URL#sha256=DIGEST."
+    modes = click.Choice(list(DETECTOR_MODES))
+    return [
+        Field("--detector", f"{section}detector", detector, str, group),
+        Field("--detector-mode", f"{section}detector_mode", "Resizing of the inception detector.", modes, group),
+        Field("--detector-file", f"{section}detector_file", file, str, group, "unset"),
+        Field("--vgg-file", f"{section}vgg_file", vgg, str, group, "unset"),
+    ]
+
+
+def repeats_field(flag: str, group: str, section: str = "") -> Field:
+    """The option for repeated measurements; its flag differs between commands."""
+    text = "Measure with so many generator seeds; the error is then what they show."
+    return Field(flag, f"{section}repeats", text, click.IntRange(1, MAX_REPEATS), group)
+
+
+def reference_fields(group: str, section: str = "") -> list[Field]:
+    """The options for what is measured against."""
+    reference = "Measure against this npz of clean-fid's or NVIDIA's kind (mu, sigma; feats) instead of the data."
+    held_out = "For memorisation: images of the same kind that were not trained on."
+    return [
+        Field("--reference", f"{section}reference", reference, str, group, "unset"),
+        Field("--held-out", f"{section}held_out", held_out, str, group, "what --subset leaves out"),
+    ]

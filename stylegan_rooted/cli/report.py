@@ -9,19 +9,17 @@ import click
 from stylegan_rooted.cli.finetune import FIELDS as FINETUNE_FIELDS
 from stylegan_rooted.cli.generate import Device
 from stylegan_rooted.cli.options import (
-    DETECTOR_FILE_HELP,
-    DETECTOR_HELP,
     METRICS_HELP,
-    VGG_FILE_HELP,
     CommaList,
     Field,
     GroupedCommand,
     GroupedOption,
     apply_fields,
+    detector_fields,
     field_options,
     say,
 )
-from training.config import DETECTOR_MODES, MetricConfig
+from training.config import MetricConfig
 
 GROUP = "Figures"
 FIELDS = [
@@ -33,12 +31,7 @@ FIELDS = [
         GROUP,
     ),
     Field("--num", "num", "Generated images.", click.IntRange(min=2), GROUP),
-    Field("--detector", "detector", DETECTOR_HELP, str, GROUP),
-    Field(
-        "--detector-mode", "detector_mode", "Resizing of the inception detector.", click.Choice(DETECTOR_MODES), GROUP
-    ),
-    Field("--detector-file", "detector_file", DETECTOR_FILE_HELP, str, GROUP, "unset"),
-    Field("--vgg-file", "vgg_file", VGG_FILE_HELP, str, GROUP, "unset"),
+    *detector_fields(GROUP),
 ]
 SHEETS = {"auto": None, "full": True, "none": False}
 
