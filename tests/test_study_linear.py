@@ -2,6 +2,13 @@
 
 import json
 import math
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -210,6 +217,42 @@ def test_a_cell_is_computed_once_and_a_torn_line_is_taken_up(tmp_path):
     assert store.result(cells[0])["nan"] is None
 
 
+def alive(pid):
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state != "Z"
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
+def test_workers_end_with_a_parent_that_is_killed():
+    """They waited for ever for a pool that was no more."""
+    script = (
+        "import os, time, sys\n"
+        "from concurrent.futures import ProcessPoolExecutor\n"
+        "from multiprocessing import get_context\n"
+        "from stylegan_rooted.study.cells import start_worker\n"
+        "if __name__ == '__main__':\n"
+        "    pool = ProcessPoolExecutor(1, mp_context=get_context('spawn'), initializer=start_worker)\n"
+        "    print(pool.submit(os.getpid).result(), flush=True)\n"
+        "    time.sleep(60)\n"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    worker = int(parent.stdout.readline())
+    parent.kill()
+    parent.wait()
+    parent.stdout.close()
+    deadline = time.monotonic() + 10
+    try:
+        while alive(worker) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert not alive(worker)
+    finally:
+        if alive(worker):
+            os.kill(worker, signal.SIGKILL)
+
+
 # --- comparisons
 
 
@@ -254,6 +297,8 @@ def test_study_from_end_to_end_resumed_and_reported(tmp_path, monkeypatch, capsy
     assert html.count("data:image/png;base64,") == 4
     assert not any(word in html for word in ("<script", "http:", "https:"))
     assert "- Final angle to the hard-margin direction" in markdown and "| inverse:2 |" in markdown
+    edges = re.findall(r"^- Learning rate with .*: (\d+) of (\d+) lie on the grid's edge", markdown, flags=re.M)
+    assert edges == [("18", "18"), ("9", "9")]  # a grid of two rates has nothing but edges
 
 
 def test_markdown_and_html_escape():

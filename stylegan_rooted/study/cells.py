@@ -6,6 +6,8 @@ written as JSON with sorted names, so that a changed setting is another cell.
 
 import json
 import multiprocessing
+import os
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
@@ -74,7 +76,7 @@ class Cells:
                     yield cell, self._compute(cell)
             return
         pool = ProcessPoolExecutor(
-            self._num_workers, mp_context=multiprocessing.get_context("spawn"), initializer=_only_one_thread
+            self._num_workers, mp_context=multiprocessing.get_context("spawn"), initializer=start_worker
         )
         try:
             waiting = {pool.submit(self._compute, cell): cell for cell in cells}
@@ -107,5 +109,14 @@ def _end_torn_line(path: Path) -> None:
             f.write(b"\n")
 
 
-def _only_one_thread() -> None:
+def start_worker() -> None:
+    """In every process that computes: one thread, and the end when the parent ends, however it ends."""
     torch.set_num_threads(1)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)  # the pool's own way to end its workers died with the parent; they would wait for ever

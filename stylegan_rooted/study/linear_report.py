@@ -161,6 +161,14 @@ class LinearReport:
                     f"{what[measure]}, {CRITERIA[criterion]}: rooted {form} form against cross-entropy in "
                     f"{comparison.tally_text(counts)}."
                 )
+        for criterion, measure in (("loss", "every data set"), ("angle", "separable data")):
+            chosen = [r["choices"][criterion]["rate"] for r in self.results.values() if criterion in r["choices"]]
+            edges = sum(rate in (min(self.size.rates), max(self.size.rates)) for rate in chosen)
+            if chosen:
+                lines.append(
+                    f"{CRITERIA[criterion].capitalize()}, {measure}: {edges} of {len(chosen)} lie on the grid's edge: "
+                    "a better one may lie beyond."
+                )
         return lines
 
     def _settings(self) -> Section:

@@ -126,7 +126,7 @@ def run(
         ValueError: A package is missing.
         OSError: The folder cannot be written, or another process works in it.
     """
-    check_outdir(str(outdir))
+    check_outdir(str(outdir), option="--out")
     folder = Path(outdir)
     folder.mkdir(parents=True, exist_ok=True)
     try:
