@@ -23,6 +23,8 @@ CASES = [  # images, input channels, output channels, height and width of the in
     (2, 32, 40, (15, 9), 2, (0, 0)),
     (3, 64, 20, (16, 35), 2, (0, 0)),
     (1, 7, 32, (3, 4), 2, (0, 0)),
+    (2, 40, 33, (17, 11), 2, (0, 0)),
+    (1, 5, 3, (3, 3), 2, (0, 0)),
 ]
 
 
@@ -127,6 +129,11 @@ def test_prepared_weights_give_the_same_numbers(dtype) -> None:
         x, w = x.to(dtype), w.to(dtype)
         y = conv2d_cpu.conv2d_prepared(x, conv2d_cpu.prepare(w), o)
         assert y.dtype == dtype and torch.equal(y, conv2d_cpu.conv2d(x, w, 1, (1, 1)))
+        if dtype == torch.float32:
+            w = w.transpose(0, 1)
+            y = conv2d_cpu.conv2d_prepared(x, conv2d_cpu.prepare(w, transposed=True), o, transposed=True)
+            assert torch.equal(y, conv2d_gradfix.conv_transpose2d(x, w, stride=2))
+            helpers.assert_close(y, F.conv_transpose2d(x.double(), w.double(), stride=2), BOUND, "prepared")
     with pytest.raises(RuntimeError, match="no gradient"):
         conv2d_cpu.conv2d_prepared(x.requires_grad_(), conv2d_cpu.prepare(w), o).sum().backward()
 
@@ -255,6 +262,9 @@ def test_wrong_use_is_explained() -> None:
         lambda: to_weight(x, torch.zeros(2, 5, 8, 8), 1, 1, 1, True),
         lambda: conv2d_cpu.prepare(w[..., :2]),
         lambda: prepared(x, torch.zeros(10), 5),
+        lambda: prepared(x, conv2d_cpu.prepare(w), 5, True),
+        lambda: prepared(x.bfloat16(), conv2d_cpu.prepare(w, transposed=True), 3, True),
+        lambda: conv2d_cpu.prepare(w.bfloat16(), transposed=True),
         lambda: to_weight(x, torch.zeros(1, 5, 8, 7), 1, 1, 1, True),
     ):
         with pytest.raises(ValueError, match="wanted|smaller|differ|don't fit"):

@@ -1,4 +1,5 @@
-// 3x3 convolutions for the CPU where they beat torch's: Winograd's at stride 1, weight gradients at stride 2.
+// 3x3 convolutions for the CPU where they beat torch's: Winograd's at stride 1 and transposed at stride 2, weight
+// gradients at stride 2.
 //
 // Schemas, shape functions and the choice between these and torch's own are in conv2d_cpu.py, formulas of gradients in
 // derivatives_cpu.cpp; here are only the numbers. Images and their gradients are channels-last, float32 or bfloat16; arithmetic is float32, results are
@@ -186,6 +187,17 @@ inline void image_1d(const Vec* d, int step, Vec* out, int out_step) {
     out[5 * out_step] = g - SUM * e + PQ * b;
 }
 
+// Five samples, at the finite points.
+inline void window_1d(const Vec* d, int step, Vec* out, int out_step) {
+    const Vec a = d[0], b = d[step], c = d[2 * step], e = d[3 * step], f = d[4 * step];
+    const Vec even_p = f - Q2 * c, odd_p = P * (e - Q2 * b), even_q = f - P2 * c, odd_q = Q * (e - P2 * b);
+    out[0] = PQ * a - SUM * c + f;
+    out[out_step] = even_p + odd_p;
+    out[2 * out_step] = even_p - odd_p;
+    out[3 * out_step] = even_q + odd_q;
+    out[4 * out_step] = even_q - odd_q;
+}
+
 // Six sums to four outputs.
 inline void result_1d(const Vec* m, int step, Vec* y, int y_step) {
     const Vec sp = m[step] + m[2 * step], dp = m[step] - m[2 * step];
@@ -244,12 +256,12 @@ struct Tiles {
     }
 };
 
-// Transformed tiles: blocks of up to ROWS tiles, each [PLANES][tiles of the block][padded channels].
+// Transformed tiles: blocks of up to ROWS tiles, each [planes][tiles of the block][padded channels].
 struct Transformed {
     float* data;
     int64_t step, size;  // from tile to tile, from block to block
-    Transformed(float* data, int64_t channels, int64_t block)
-        : data(data), step(padded(channels)), size(PLANES * block * padded(channels)) {}
+    Transformed(float* data, int64_t channels, int64_t block, int64_t planes = PLANES)
+        : data(data), step(padded(channels)), size(planes * block * padded(channels)) {}
     float* plane(int64_t block, int64_t p, int64_t block_len) const { return data + block * size + p * block_len * step; }
 };
 
@@ -317,8 +329,10 @@ template <class T> struct Kernel {
     int64_t outer, inner, outer_step, inner_step, y_step, x_step;
     bool is_rotated;
 
-    // Of [O, I, 3, 3], as a forward convolution needs it (I inside, O outside), or exchanged and rotated for gradients.
-    Kernel(const at::Tensor& w, bool for_grad) : data(static_cast<const T*>(w.const_data_ptr())), is_rotated(for_grad) {
+    // Of [O, I, 3, 3], as a forward convolution needs it (I inside, O outside), or exchanged for gradients, which at
+    // stride 1 are convolutions with rotated kernels.
+    Kernel(const at::Tensor& w, bool for_grad) : Kernel(w, for_grad, for_grad) {}
+    Kernel(const at::Tensor& w, bool for_grad, bool is_rotated) : data(static_cast<const T*>(w.const_data_ptr())), is_rotated(is_rotated) {
         outer = w.size(for_grad), inner = w.size(!for_grad), outer_step = w.stride(for_grad), inner_step = w.stride(!for_grad);
         y_step = w.stride(2), x_step = w.stride(3);
     }
@@ -353,8 +367,8 @@ template <class T> void transform_kernel(const Kernel<T>& w, float* out) {
 at::Tensor scratch(int64_t size) { return at::empty({size}, at::kFloat); }
 
 // How many blocks of `block` tiles to have transformed at a time.
-int64_t blocks_at_once(const Blocks& blocks, int64_t channels) {
-    return std::clamp<int64_t>(BUDGET / (4 * PLANES * blocks.size * channels), std::min<int64_t>(8, blocks.num), blocks.num);
+int64_t blocks_at_once(const Blocks& blocks, int64_t floats_per_tile) {
+    return std::clamp<int64_t>(BUDGET / (4 * blocks.size * floats_per_tile), std::min<int64_t>(8, blocks.num), blocks.num);
 }
 
 template <class T> at::Tensor transformed(const Kernel<T>& w) {
@@ -368,7 +382,7 @@ template <class T> void winograd(const at::Tensor& x, const at::Tensor& u, int64
     const Images in(x), out(y);
     const Tiles tiles(out.n, out.h, out.w);
     const Blocks blocks(tiles.total, ROWS);
-    const int64_t at_once = blocks_at_once(blocks, padded(in.c) + padded(out.c)), panels = ceil_div(out.c, PANEL);
+    const int64_t at_once = blocks_at_once(blocks, PLANES * (padded(in.c) + padded(out.c))), panels = ceil_div(out.c, PANEL);
     const at::Tensor v = scratch(at_once * PLANES * blocks.size * padded(in.c));
     const at::Tensor m = scratch(at_once * PLANES * blocks.size * padded(out.c));
     const Transformed left(v.data_ptr<float>(), in.c, blocks.size), result(m.data_ptr<float>(), out.c, blocks.size);
@@ -409,7 +423,7 @@ template <class T> void winograd_kernel_grad(const at::Tensor& x, const at::Tens
     const Images in(x), out(dy);
     const Tiles tiles(out.n, out.h, out.w);
     const Blocks blocks(tiles.total, ROWS), rows(out.c, ROWS);
-    const int64_t at_once = blocks_at_once(blocks, padded(in.c) + padded(out.c)), panels = ceil_div(in.c, PANEL);
+    const int64_t at_once = blocks_at_once(blocks, PLANES * (padded(in.c) + padded(out.c))), panels = ceil_div(in.c, PANEL);
     const int64_t du_step = panels * PANEL, du_plane = out.c * du_step;
     const at::Tensor du = scratch(PLANES * du_plane);
     const at::Tensor v = scratch(at_once * PLANES * blocks.size * padded(in.c));
@@ -459,6 +473,198 @@ template <class T> void winograd_kernel_grad(const at::Tensor& x, const at::Tens
                     for (int k = 0; k < 9; k++) dws[(o * in.c + i + lane) * 9 + k] = narrow<T>(g[k][lane]);
             }
     });
+}
+
+// ---- Transposed at stride 2, without padding, by parity: along an axis even results have two taps, y[2i] = w0 x[i] +
+// w2 x[i-1], odd ones have one, y[2i+1] = w1 x[i]. Winograd's F(4, 2) for the first needs the five finite sample points
+// of x[i-1], ..., x[i+3]; at 0 it sees nothing of the second, for which the other four suffice. So 25 planes of images
+// serve all four parities, with 81 products for 8x8 results that have 144 taps. The last row and column are by themselves.
+
+constexpr int64_t FINITE = POINTS - 1, WINDOW = FINITE * FINITE, PARITIES = 4, TAPS = 9;
+
+// Products of a plane and a parity (2 * odd row + odd column), and how many come before it.
+struct Parities {
+    int64_t index[WINDOW][PARITIES], num = 0;  // -1: none
+    std::array<std::array<int64_t, 2>, (2 * FINITE - 1) * (2 * FINITE - 1)> pairs;
+    Parities() {
+        for (int64_t p = 0; p < WINDOW; p++)
+            for (int64_t q = 0; q < PARITIES; q++) {
+                const bool is_there = (q < 2 || p / FINITE > 0) && (q % 2 == 0 || p % FINITE > 0);
+                index[p][q] = is_there ? num : -1;
+                if (is_there) pairs[num++] = {p, q};
+            }
+    }
+};
+const Parities& parities() {
+    static const Parities all;
+    return all;
+}
+constexpr int64_t PAIRS = (2 * FINITE - 1) * (2 * FINITE - 1);
+
+// One or two taps (of x[i-1] and x[i]) to five.
+inline void parity_kernel_1d(Vec before, Vec here, Vec* u, int u_step) {
+    u[0] = NZ * before;
+    u[u_step] = NP * (before + P * here);
+    u[2 * u_step] = NP * (before - P * here);
+    u[3 * u_step] = NQ * (before + Q * here);
+    u[4 * u_step] = NQ * (before - Q * here);
+}
+
+// -> [PAIRS][panels of outer][inner][PANEL], then the taps themselves, [TAPS][panels of outer][inner][PANEL].
+at::Tensor transformed_by_parity(const Kernel<float>& w) {
+    const int64_t panels = ceil_div(w.outer, PANEL), plane_step = panels * w.inner * PANEL;
+    at::Tensor u = scratch((PAIRS + TAPS) * plane_step);
+    float* out = u.data_ptr<float>();
+    at::parallel_for(0, panels * w.inner, 16, [&](int64_t begin, int64_t end) {
+        for (int64_t item = begin; item < end; item++) {
+            const int64_t panel = item / w.inner, i = item % w.inner;
+            for (int64_t col = 0; col < PANEL; col += LANES) {
+                float* to = out + item * PANEL + col;
+                Vec g[TAPS];
+                for (int k = 0; k < TAPS; k++) store(to + (PAIRS + k) * plane_step, g[k] = w.tap(panel * PANEL + col, i, k));
+                for (int odd_row = 0; odd_row < 2; odd_row++) {
+                    Vec half[FINITE * KERNEL], all[WINDOW];
+                    for (int j = 0; j < KERNEL; j++)
+                        parity_kernel_1d(odd_row ? Vec{} : g[6 + j], g[(odd_row ? 3 : 0) + j], half + j, KERNEL);
+                    for (int odd_col = 0; odd_col < 2; odd_col++) {
+                        for (int r = 0; r < FINITE; r++)
+                            parity_kernel_1d(odd_col ? Vec{} : half[r * KERNEL + 2], half[r * KERNEL + odd_col], all + r * FINITE, 1);
+                        for (int p = 0; p < WINDOW; p++) {
+                            const int64_t index = parities().index[p][2 * odd_row + odd_col];
+                            if (index >= 0) store(to + index * plane_step, all[p]);
+                        }
+                    }
+                }
+            }
+        }
+    });
+    return u;
+}
+
+void transform_window(const float* x, const Images& s, const std::array<int64_t, 3>& place, float* out, int64_t plane_step) {
+    const float* image = x + place[0] * s.h * s.w * s.c;
+    for (int64_t c = 0; c < s.c; c += LANES) {
+        Vec d[WINDOW], half[WINDOW], v[FINITE];
+        read<FINITE>(image, s, place[1] - 1, place[2] - 1, c, d);
+        for (int j = 0; j < FINITE; j++) window_1d(d + j, FINITE, half + j, FINITE);
+        for (int i = 0; i < FINITE; i++) {
+            window_1d(half + i * FINITE, 1, v, 1);
+            for (int j = 0; j < FINITE; j++) store(out + (i * FINITE + j) * plane_step + c, v[j]);
+        }
+    }
+}
+
+// Sums of the five points to four results of one parity.
+inline void parity_result_1d(const Vec* m, int step, Vec* y, int y_step) {
+    const Vec sp = m[step] + m[2 * step], dp = m[step] - m[2 * step];
+    const Vec sq = m[3 * step] + m[4 * step], dq = m[3 * step] - m[4 * step];
+    y[0] = m[0] + sp + sq;
+    y[y_step] = P * dp + Q * dq;
+    y[2 * y_step] = P2 * sp + Q2 * sq;
+    y[3 * y_step] = P3 * dp + Q3 * dq;
+}
+
+// All four parities of a tile; `place` is of the images that went in, h x w of them.
+void transform_parities(const float* in, int64_t plane_step, float* y, const Images& s, const std::array<int64_t, 3>& place,
+                        int64_t h, int64_t w) {
+    const int64_t rows = std::min(TILE, h - place[1]), cols = std::min(TILE, w - place[2]);
+    for (int64_t c = 0; c < s.c; c += LANES)
+        for (int q = 0; q < PARITIES; q++) {
+            Vec m[WINDOW], half[TILE * FINITE], out[TILE * TILE];
+            for (int p = 0; p < WINDOW; p++) {
+                const int64_t index = parities().index[p][q];
+                m[p] = index < 0 ? Vec{} : load(in + index * plane_step + c);
+            }
+            for (int j = 0; j < FINITE; j++) parity_result_1d(m + j, FINITE, half + j, FINITE);
+            for (int i = 0; i < TILE; i++) parity_result_1d(half + i * FINITE, 1, out + i * TILE, 1);
+            for (int64_t i = 0; i < rows; i++)
+                for (int64_t j = 0; j < cols; j++) {
+                    const int64_t at = (place[0] * s.h + 2 * (place[1] + i) + q / 2) * s.w + 2 * (place[2] + j) + q % 2;
+                    store(y + at * s.c + c, out[i * TILE + j], s.c - c);
+                }
+        }
+}
+
+// The last row (or column) of results has even ones alone across it: products with three taps, straight from the last
+// row (or column) of the images.
+void parity_border(const at::Tensor& x, const float* taps, at::Tensor& y, bool is_row) {
+    const Images in(x), out(y);
+    const int64_t len = is_row ? in.w : in.h, panels = ceil_div(out.c, PANEL), wide = padded(out.c), tap_step = panels * in.c * PANEL;
+    const int first = is_row ? 6 : 2, tap_stride = is_row ? 1 : 3;  // taps (2, k) or (k, 2)
+    const float* xs = data<float>(x);
+    float* ys = data<float>(y);
+    at::parallel_for(0, in.n, 1, [&](int64_t begin, int64_t end) {
+        std::vector<float> line((len + 2) * in.c, 0.0f), sums((2 * len + 1) * wide);  // zeros before and after
+        for (int64_t n = begin; n < end; n++) {
+            for (int64_t i = 0; i < len; i++) {
+                const int64_t at = is_row ? (n * in.h + in.h - 1) * in.w + i : (n * in.h + i) * in.w + in.w - 1;
+                std::copy_n(xs + at * in.c, in.c, line.data() + (i + 1) * in.c);
+            }
+            for (int64_t panel = 0; panel < panels; panel++) {
+                const auto tap = [&](int k) { return taps + (first + k * tap_stride) * tap_step + panel * in.c * PANEL; };
+                const Blocks even(len + 1, ROWS), odd(len, ROWS);
+                const Product todo{in.c, in.c, PANEL, 2 * wide, false};
+                for (int64_t b = 0; b < even.num; b++) {
+                    const float* from = line.data() + even.start(b) * in.c;
+                    const Term terms[2] = {{from + in.c, tap(0)}, {from, tap(2)}};
+                    product<true>(even.len(b), todo, terms, 2, sums.data() + 2 * even.start(b) * wide + panel * PANEL);
+                }
+                for (int64_t b = 0; b < odd.num; b++) {
+                    const Term term{line.data() + (odd.start(b) + 1) * in.c, tap(1)};
+                    product<true>(odd.len(b), todo, &term, 1, sums.data() + (2 * odd.start(b) + 1) * wide + panel * PANEL);
+                }
+            }
+            for (int64_t i = 0; i < 2 * len + 1; i++) {
+                const int64_t at = is_row ? (n * out.h + out.h - 1) * out.w + i : (n * out.h + i) * out.w + out.w - 1;
+                std::copy_n(sums.data() + i * wide, out.c, ys + at * out.c);
+            }
+        }
+    });
+}
+
+// From x [N, I, H, W] to y [N, O, 2H + 1, 2W + 1], with a kernel transformed by parity.
+void winograd_transposed(const at::Tensor& x, const at::Tensor& u, at::Tensor& y) {
+    const Images in(x), out(y);
+    const Tiles tiles(in.n, in.h, in.w);
+    const Blocks blocks(tiles.total, ROWS);
+    const int64_t at_once = blocks_at_once(blocks, WINDOW * padded(in.c) + PAIRS * padded(out.c)), panels = ceil_div(out.c, PANEL);
+    const at::Tensor v = scratch(at_once * WINDOW * blocks.size * padded(in.c));
+    const at::Tensor m = scratch(at_once * PAIRS * blocks.size * padded(out.c));
+    const Transformed left(v.data_ptr<float>(), in.c, blocks.size, WINDOW), result(m.data_ptr<float>(), out.c, blocks.size, PAIRS);
+    const float* us = u.const_data_ptr<float>();
+    const float* xs = data<float>(x);
+    float* ys = data<float>(y);
+    for (int64_t first = 0; first < blocks.num; first += at_once) {
+        const int64_t num = std::min(at_once, blocks.num - first), start = blocks.start(first);
+        const int64_t end_tile = std::min(blocks.start(first + num), tiles.total);
+        at::parallel_for(start, end_tile, 1, [&](int64_t begin, int64_t end) {
+            for (int64_t t = begin; t < end; t++) {
+                const int64_t b = t / blocks.size, len = blocks.len(b), row = t % blocks.size;
+                transform_window(xs, in, tiles.place(t), left.plane(b - first, 0, len) + row * left.step, len * left.step);
+            }
+        });
+        at::parallel_for(0, PAIRS * panels, 1, [&](int64_t begin, int64_t end) {
+            for (int64_t item = begin; item < end; item++) {
+                const int64_t pair = item / panels, panel = item % panels;
+                for (int64_t b = 0; b < num; b++) {
+                    const int64_t len = blocks.len(first + b);
+                    const Term term{left.plane(b, parities().pairs[pair][0], len), us + item * in.c * PANEL};
+                    product<true>(len, {in.c, left.step, PANEL, result.step, false}, &term, 1,
+                                  result.plane(b, pair, len) + panel * PANEL);
+                }
+            }
+        });
+        at::parallel_for(start, end_tile, 1, [&](int64_t begin, int64_t end) {
+            for (int64_t t = begin; t < end; t++) {
+                const int64_t b = t / blocks.size, len = blocks.len(b), row = t % blocks.size;
+                transform_parities(result.plane(b - first, 0, len) + row * result.step, len * result.step, ys, out,
+                                   tiles.place(t), in.h, in.w);
+            }
+        });
+    }
+    const float* taps = us + PAIRS * panels * in.c * PANEL;
+    parity_border(x, taps, y, true);
+    parity_border(x, taps, y, false);
 }
 
 // ---- Gradients to weights at stride 2, without padding: a product per tap, straight from the images
@@ -671,7 +877,9 @@ at::Tensor conv2d_input(const at::Tensor& dy, const at::Tensor& w, int64_t h, in
     check_sizes(h, wide, dy, stride, pad_y, pad_x);
     at::Tensor dx = at::empty({dy.size(0), w.size(1), h, wide}, dy.options(), at::MemoryFormat::ChannelsLast);
     if (dx.numel() == 0) return dx;
-    if (!(own & OWN_INPUT) || stride == 2) return torch_grad(last(dy), dx, w.contiguous(), stride, pad_y, pad_x, 0);
+    const bool is_exact = h == 2 * dy.size(2) + 1 && wide == 2 * dy.size(3) + 1;
+    if (!(own & OWN_INPUT) || (stride == 2 && !(is_exact && is_float))) return torch_grad(last(dy), dx, w.contiguous(), stride, pad_y, pad_x, 0);
+    if (stride == 2) return winograd_transposed(last(dy), transformed_by_parity(Kernel<float>(w, true, false)), dx), dx;
     if (is_float) winograd<float>(last(dy), transformed(Kernel<float>(w, true)), 2 - pad_y, 2 - pad_x, dx);
     else winograd<Bfloat>(last(dy), transformed(Kernel<Bfloat>(w, true)), 2 - pad_y, 2 - pad_x, dx);
     return dx;
@@ -692,21 +900,29 @@ at::Tensor conv2d_weight(const at::Tensor& x, const at::Tensor& dy, int64_t stri
     return dw;
 }
 
-// For weights that stay: transformed once.
-at::Tensor conv2d_prepare(const at::Tensor& w) {
+// For weights that stay: transformed once. Those of a transposed convolution of stride 2 are [I, O, 3, 3].
+at::Tensor conv2d_prepare(const at::Tensor& w, bool transposed) {
     check(w, "w");
     TORCH_CHECK_VALUE(w.size(2) == 3 && w.size(3) == 3, "weights ", w.sizes(), ", wanted [O, I, 3, 3]");
+    if (transposed) {
+        TORCH_CHECK_VALUE(w.scalar_type() == at::kFloat, "weights are ", w.scalar_type(), ", wanted float32 for a transposed convolution");
+        return transformed_by_parity(Kernel<float>(w, true, false));
+    }
     return w.scalar_type() == at::kFloat ? transformed(Kernel<float>(w, false)) : transformed(Kernel<Bfloat>(w, false));
 }
 
-// `conv2d` of stride 1 and padding 1 with the weights that u was made of; they give `channels` channels.
-at::Tensor conv2d_prepared(const at::Tensor& x, const at::Tensor& u, int64_t channels) {
+// With the weights that u was made of, which give `channels` channels: `conv2d` of stride 1 and padding 1, or a
+// transposed convolution of stride 2 without padding.
+at::Tensor conv2d_prepared(const at::Tensor& x, const at::Tensor& u, int64_t channels, bool transposed) {
     check(x, "x");
     TORCH_CHECK_VALUE(u.scalar_type() == at::kFloat && u.is_contiguous() && channels > 0 &&
-                          u.numel() == PLANES * ceil_div(channels, PANEL) * PANEL * x.size(1),
+                          u.numel() == (transposed ? PAIRS + TAPS : PLANES) * ceil_div(channels, PANEL) * PANEL * x.size(1),
                       "prepared weights don't fit images ", x.sizes(), ", wanted those of [", channels, ", ", x.size(1), ", 3, 3]");
-    at::Tensor y = at::empty({x.size(0), channels, x.size(2), x.size(3)}, x.options(), at::MemoryFormat::ChannelsLast);
-    if (y.numel() == 0) return y;
+    TORCH_CHECK_VALUE(!transposed || x.scalar_type() == at::kFloat, "x is ", x.scalar_type(), ", wanted float32 for a transposed convolution");
+    const int64_t h = transposed ? 2 * x.size(2) + 1 : x.size(2), w = transposed ? 2 * x.size(3) + 1 : x.size(3);
+    at::Tensor y = at::empty({x.size(0), channels, h, w}, x.options(), at::MemoryFormat::ChannelsLast);
+    if (x.numel() == 0) return y.zero_();
+    if (transposed) return winograd_transposed(last(x), u, y), y;
     if (x.scalar_type() == at::kFloat) winograd<float>(last(x), u, 1, 1, y);
     else winograd<Bfloat>(last(x), u, 1, 1, y);
     return y;

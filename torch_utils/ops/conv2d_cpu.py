@@ -2,7 +2,8 @@
 
 Three operators, closed under differentiation (derivatives_cpu.cpp): the convolution, and its gradients to the images
 (which is also the transposed convolution) and to the weights. Each is done by our code or by torch's, whichever `pays`
-says. Ours are Winograd's at stride 1, in float32 whatever the images are, and the gradient to the weights at stride 2.
+says. Ours are Winograd's at stride 1, in float32 whatever the images are, and at stride 2 the gradients: to float32
+images Winograd's, too, to weights by products.
 """
 
 from collections.abc import Callable
@@ -37,25 +38,42 @@ def conv2d_weight(x: torch.Tensor, dy: torch.Tensor, stride: int, padding: tuple
     return _operator("conv2d_weight")(x, dy, stride, *padding, own(n, x.shape[1], o, h, wide, stride, dy.dtype))
 
 
-def prepare(w: torch.Tensor) -> torch.Tensor:
-    """Weights [O, I, 3, 3] in the form in which Winograd's algorithm needs them, four times as large; no gradient."""
-    return _operator("conv2d_prepare")(w)
+def prepare(w: torch.Tensor, *, transposed: bool = False) -> torch.Tensor:
+    """Weights in the form in which Winograd's algorithm needs them; no gradient.
+
+    Args:
+        w: [O, I, 3, 3]; of a transposed convolution of stride 2 [I, O, 3, 3].
+        transposed: Whether it is one. Its prepared weights are ten times as large, those of others four times.
+    """
+    return _operator("conv2d_prepare")(w, transposed)
 
 
-def conv2d_prepared(x: torch.Tensor, prepared: torch.Tensor, channels: int) -> torch.Tensor:
-    """`conv2d` of stride 1 and padding 1 with the weights [channels, I, 3, 3] that were prepared; no gradient."""
-    return bound_prepared(prepared, channels)(x)
+def conv2d_prepared(
+    x: torch.Tensor, prepared: torch.Tensor, channels: int, *, transposed: bool = False
+) -> torch.Tensor:
+    """With the weights that were prepared, which give so many channels; no gradient.
+
+    It is `conv2d` of stride 1 and padding 1, or the transposed convolution of stride 2 without padding.
+    """
+    return bound_prepared(prepared, channels, transposed=transposed)(x)
 
 
-def bound_prepared(prepared: torch.Tensor, channels: int) -> Callable[[torch.Tensor], torch.Tensor]:
+def bound_prepared(
+    prepared: torch.Tensor, channels: int, *, transposed: bool = False
+) -> Callable[[torch.Tensor], torch.Tensor]:
     """`conv2d_prepared` for many calls with the same weights."""
     run = _operator("conv2d_prepared")
-    return lambda x: run(x, prepared, channels)
+    return lambda x: run(x, prepared, channels, transposed)
 
 
-def prepared_pays(n: int, c: int, o: int, h: int, w: int, dtype: torch.dtype) -> bool:
-    """Whether `conv2d_prepared` is faster than torch's convolution with weights in its own best layout; see `pays`."""
+def prepared_pays(n: int, c: int, o: int, h: int, w: int, dtype: torch.dtype, *, transposed: bool = False) -> bool:
+    """Whether `conv2d_prepared` is faster than torch's convolution with weights in its own best layout; see `pays`.
+
+    h and w are of the images that go in.
+    """
     tiles = n * -(-h // 4) * -(-w // 4)
+    if transposed:  # many weights to be read: few tiles are not worth them
+        return dtype == torch.float32 and min(c, o) >= 64 and tiles >= (64 if max(c, o) > 256 else 32)
     if dtype == torch.bfloat16:
         return min(c, o) >= 256 and tiles >= 32
     return dtype == torch.float32 and min(c, o) >= 64 and tiles >= 4
@@ -108,9 +126,11 @@ def pays(kind: str, n: int, c: int, o: int, h: int, w: int, stride: int, dtype: 
         stride: 1 or 2.
         dtype: float32 or bfloat16.
     """
-    if stride == 2:  # torch's other two are as fast as ours would be: Winograd's for parts of a kernel save too little
-        return kind == "conv2d_weight" and min(c, o) >= 32 and n * h * w >= 16
     tiles = n * -(-h // 4) * -(-w // 4)
+    if stride == 2 and kind == "conv2d_input":
+        return dtype == torch.float32 and min(c, o) >= 64 and tiles >= 256
+    if stride == 2:  # torch's forward convolution is as fast as ours would be
+        return kind == "conv2d_weight" and min(c, o) >= 32 and n * h * w >= 16
     if dtype == torch.bfloat16:
         return min(c, o) >= 256 and tiles >= 128
     return min(c, o) >= 64 and tiles >= 32
@@ -155,14 +175,14 @@ def _empty(like: torch.Tensor, *shape: int) -> torch.Tensor:
     return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
 
 
-def _prepare_shape(w: torch.Tensor) -> torch.Tensor:
+def _prepare_shape(w: torch.Tensor, transposed: bool = False) -> torch.Tensor:
     """How large prepared weights are depends on the processor; nothing but `conv2d_prepared` looks at them."""
     size = torch.library.get_ctx().new_dynamic_size()
     return torch.empty(size, dtype=torch.float32)
 
 
-def _prepared_shape(x: torch.Tensor, prepared: torch.Tensor, channels: int) -> torch.Tensor:
-    return _empty(x, x.shape[0], channels, *x.shape[2:])
+def _prepared_shape(x: torch.Tensor, prepared: torch.Tensor, channels: int, transposed: bool = False) -> torch.Tensor:
+    return _empty(x, x.shape[0], channels, *[2 * side + 1 if transposed else side for side in x.shape[2:]])
 
 
 _DECLARATIONS: dict[str, tuple] = {
@@ -176,6 +196,8 @@ _DECLARATIONS: dict[str, tuple] = {
     "conv2d_weight": (
         "(Tensor x, Tensor dy, int stride, int pad_y, int pad_x, int own) -> Tensor", _conv2d_weight_shape,
     ),
-    "conv2d_prepare": ("(Tensor w) -> Tensor", _prepare_shape),
-    "conv2d_prepared": ("(Tensor x, Tensor prepared, int channels) -> Tensor", _prepared_shape),
+    "conv2d_prepare": ("(Tensor w, bool transposed=False) -> Tensor", _prepare_shape),
+    "conv2d_prepared": (
+        "(Tensor x, Tensor prepared, int channels, bool transposed=False) -> Tensor", _prepared_shape,
+    ),
 }  # fmt: skip

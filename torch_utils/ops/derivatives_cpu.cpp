@@ -143,16 +143,16 @@ Tensor conv2d_weight(const Tensor& x, const Tensor& dy, int64_t stride, int64_t 
     return Conv2dWeight::apply(x, dy, stride, pad_y, pad_x, own);
 }
 
-Tensor conv2d_prepare(const Tensor& w) {
-    static const auto op = find<Tensor(const Tensor&)>("stylegan_rooted::conv2d_prepare");
+Tensor conv2d_prepare(const Tensor& w, bool transposed) {
+    static const auto op = find<Tensor(const Tensor&, bool)>("stylegan_rooted::conv2d_prepare");
     TORCH_CHECK(!is_recorded(w), "prepared convolutions have no gradient; use conv2d");
-    return plain(op, w);
+    return plain(op, w, transposed);
 }
 
-Tensor conv2d_prepared(const Tensor& x, const Tensor& prepared, int64_t channels) {
-    static const auto op = find<Tensor(const Tensor&, const Tensor&, int64_t)>("stylegan_rooted::conv2d_prepared");
+Tensor conv2d_prepared(const Tensor& x, const Tensor& prepared, int64_t channels, bool transposed) {
+    static const auto op = find<Tensor(const Tensor&, const Tensor&, int64_t, bool)>("stylegan_rooted::conv2d_prepared");
     TORCH_CHECK(!is_recorded(x, prepared), "prepared convolutions have no gradient; use conv2d");
-    return plain(op, x, prepared, channels);
+    return plain(op, x, prepared, channels, transposed);
 }
 
 // ---- What follows a convolution

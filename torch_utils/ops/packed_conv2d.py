@@ -31,8 +31,9 @@ class PackedConv2d:
         """The convolution of channels-last images [N, I, H, W] of this size and kind, with nothing left to decide."""
         if self._is_ours(like):
             if self._prepared is None:
-                self._prepared = conv2d_cpu.prepare(self.weight)
-            return conv2d_cpu.bound_prepared(self._prepared, self.weight.shape[0])
+                self._prepared = conv2d_cpu.prepare(self.weight, transposed=self.transposed)
+            channels = self.weight.shape[1 if self.transposed else 0]
+            return conv2d_cpu.bound_prepared(self._prepared, channels, transposed=self.transposed)
         if not self._pays(like):
             if self.transposed:
                 return lambda x: conv2d_gradfix.conv_transpose2d(x, self.weight, stride=2)
@@ -48,13 +49,12 @@ class PackedConv2d:
         return lambda x: run(x, packed, None, pads, one, one, 1, "none", [], "")
 
     def _is_ours(self, x: torch.Tensor) -> bool:
-        """Whether the compiled 3x3 convolution of stride 1 beats packed weights."""
+        """Whether the compiled 3x3 convolution beats packed weights."""
         o, c, kernel, _ = self.weight.shape
         return (
-            not self.transposed
-            and kernel == 3
+            kernel == 3
             and x.device.type == "cpu"
-            and conv2d_cpu.prepared_pays(len(x), c, o, x.shape[2], x.shape[3], x.dtype)
+            and conv2d_cpu.prepared_pays(len(x), c, o, x.shape[2], x.shape[3], x.dtype, transposed=self.transposed)
             and custom_ops.selected() == "native"
         )
 
