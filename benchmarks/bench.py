@@ -5,7 +5,9 @@ One cell quickly:
     python benchmarks/bench.py infer --config s64 --batch 1 --precision bf16
     python benchmarks/bench.py step --config l256 --precision fp32 --path ours --profile    (and where the time goes)
 Without PART all parts run, in minutes; `--quick` takes under one. `--json FILE` keeps the samples; given again, samples
-are added to those in the file, so a long run can be made in pieces. `report FILE...` prints the tables of such files,
+are added to those in the file, so a long run can be made in pieces: by part, `--config` and `--variant`. Where memory
+is short for all variants of a training step at once, they run in groups, one after the other, which a line says.
+`report FILE...` prints the tables of such files,
 `compare.py A.json B.json` two of them against each other.
 
 Every variant runs in a process of its own; repetitions are interleaved. `reference` is `reference.py` with the
@@ -31,6 +33,12 @@ from benchmarks.worker import Worker, WorkerFailed
 REPEATS = {"step": {"s64": 7, "m64": 3, "l256": 2}, "infer": {"s64": 9, "m64": 5, "l256": 3}}
 QUICK = {"step": {"s64": 1}, "infer": {"s64": 3}}
 ONNX = "onnxruntime"
+# Of a training process, roughly and rather too much, by size and variant: decides who runs beside whom.
+STEP_GIB = {
+    "s64": {"reference": 1.0, "reference strict": 1.0, "ours fp32": 1.0, "ours bf16": 1.0},
+    "m64": {"reference": 3.5, "reference strict": 5.0, "ours fp32": 2.5, "ours bf16": 2.0},
+    "l256": {"reference": 7.0, "reference strict": 11.0, "ours fp32": 5.0, "ours bf16": 4.0},
+}
 
 
 def variants(options: argparse.Namespace, size: str, **kwargs: Any) -> dict[str, Variant]:
@@ -47,7 +55,37 @@ def variants(options: argparse.Namespace, size: str, **kwargs: Any) -> dict[str,
                 out[f"ours {precision}"] = Variant(path="ours", precision=precision, ops=options.ops, **common)
             else:
                 say(f"{precision} is not known to this revision: left out")
+    return {name: variant for name, variant in out.items() if not options.variant or name in options.variant}
+
+
+def groups(needs: dict[str, float], available: float) -> list[list[str]]:
+    """Names whose needs fit together, in as few groups as first fit finds; what fits nowhere is alone.
+
+    The strict reference comes last: everything else is compared with the reference as it is.
+    """
+    out: list[list[str]] = []
+    for name in sorted(needs, key=lambda name: name.endswith("strict")):
+        room = (group for group in out if sum(needs[n] for n in [*group, name]) <= available)
+        group = next(room, None)
+        if group is None:
+            out.append([name])
+        else:
+            group.append(name)
     return out
+
+
+def step_groups(size: str, chosen: dict[str, Variant]) -> list[dict[str, Variant]]:
+    """The variants in groups that memory suffices for."""
+    available = measure.available_gib()
+    needs = {name: STEP_GIB[size][name] for name in chosen} if size in STEP_GIB else {}
+    if not needs or available is None:
+        return [chosen]
+    found = groups(needs, available)
+    if len(found) > 1:
+        shown = "; ".join(", ".join(group) for group in found)
+        wanted = sum(needs.values())
+        say(f"{available:.1f} GiB of memory are free, {wanted:.0f} would be wanted: one after the other {shown}")
+    return [{name: chosen[name] for name in group} for group in found]
 
 
 def step(options: argparse.Namespace, cells: Cells) -> None:
@@ -57,20 +95,26 @@ def step(options: argparse.Namespace, cells: Cells) -> None:
         if not repeats:
             continue
         chosen = variants(options, size)
-        say(f"training step {size}: {', '.join(chosen)}")
-        with measure.started({name: Worker("train", variant) for name, variant in chosen.items()}) as workers:
-            pieces = subjects.TrainingSubject.names
-            # Minutes at 256 pixels; there only the phase whose first run was seen to be slower gets its warm-up.
-            warm = ["Gmain"] if size == "l256" else pieces
-            times = measure.interleave(
-                workers, pieces, repeats, warm=warm, in_a_row=True, wake=size != "l256" and not options.quick, say=say
-            )
-            for name, worker in workers.items():
-                for piece, samples in times[name].items():
-                    add(cells, f"step {size} {name} {piece}", "s", samples)
-                add(cells, f"memory {size} {name}", "MiB", [worker.peak_mib()])
-                if name.startswith("ours"):
-                    note_profile(options, worker, pieces, f"{size} {name}", cells)
+        for group in step_groups(size, chosen) if chosen else []:
+            step_group(options, cells, size, group, repeats)
+
+
+def step_group(options: argparse.Namespace, cells: Cells, size: str, chosen: dict[str, Variant], repeats: int) -> None:
+    """The same for variants that run side by side."""
+    say(f"training step {size}: {', '.join(chosen)}")
+    with measure.started({name: Worker("train", variant) for name, variant in chosen.items()}) as workers:
+        pieces = subjects.TrainingSubject.names
+        # Minutes at 256 pixels; there only the phase whose first run was seen to be slower gets its warm-up.
+        warm = ["Gmain"] if size == "l256" else pieces
+        times = measure.interleave(
+            workers, pieces, repeats, warm=warm, in_a_row=True, wake=size != "l256" and not options.quick, say=say
+        )
+        for name, worker in workers.items():
+            for piece, samples in times[name].items():
+                add(cells, f"step {size} {name} {piece}", "s", samples)
+            add(cells, f"memory {size} {name}", "MiB", [worker.peak_mib()])
+            if name.startswith("ours"):
+                note_profile(options, worker, pieces, f"{size} {name}", cells)
 
 
 def infer(options: argparse.Namespace, cells: Cells) -> None:
@@ -81,7 +125,7 @@ def infer(options: argparse.Namespace, cells: Cells) -> None:
             continue
         chosen = variants(options, size)
         chosen.pop("reference strict", None)
-        if options.path == "both" and has_onnxruntime():
+        if options.path == "both" and (not options.variant or ONNX in options.variant) and has_onnxruntime():
             chosen[ONNX] = Variant(path=ONNX, size=size, threads=options.threads)
         say(f"inference {size}: {', '.join(chosen)}")
         pieces = [f"b{batch}" for batch in options.batch]
@@ -217,6 +261,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--precision", action="append", choices=("fp32", "bf16"), help="can be repeated")
     parser.add_argument("--batch", action="append", type=int, choices=(8, 1), help="of inference; can be repeated")
     parser.add_argument("--path", choices=("both", "ours", "reference"), default="both")
+    parser.add_argument(
+        "--variant", action="append", choices=(*STEP_GIB["s64"], ONNX), help="these alone; can be repeated"
+    )
     parser.add_argument("--no-strict", dest="strict", action="store_false", help="leave the strict reference out")
     parser.add_argument("--ops", choices=("", "auto", "native", "ref"), default="", help="STYLEGAN_ROOTED_OPS of ours")
     parser.add_argument("--repeats", type=int, default=0)

@@ -5,6 +5,7 @@ import math
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from benchmarks.worker import Worker
@@ -128,6 +129,15 @@ def quiet_seconds(worker: Worker, piece: str, count: int) -> float:
         if runs[-1].others <= MAX_OTHERS or runs[-1].sec * count > MAX_RETRY_SEC:
             break
     return min(runs, key=lambda run: run.others).sec
+
+
+def available_gib() -> float | None:
+    """Memory that processes can have without swapping; None where the system does not tell."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").split("\n")
+        return next(int(line.split()[1]) / 2**20 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, ValueError, StopIteration):
+        return None
 
 
 @contextlib.contextmanager

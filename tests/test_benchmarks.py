@@ -199,6 +199,21 @@ def test_pieces_of_a_short_run_exist(tmp_path):
     assert set(bench.QUICK) <= set(bench.PARTS)
 
 
+def test_variants_run_in_groups_where_memory_is_short(monkeypatch, capsys):
+    needs = {"reference": 7.0, "reference strict": 11.0, "ours fp32": 5.0, "ours bf16": 4.0}
+    assert bench.groups(needs, 100) == [["reference", "ours fp32", "ours bf16", "reference strict"]]
+    assert bench.groups(needs, 22) == [["reference", "ours fp32", "ours bf16"], ["reference strict"]]
+    assert bench.groups(needs, 1) == [[name] for name in ("reference", "ours fp32", "ours bf16", "reference strict")]
+    chosen = bench.variants(bench.parse([]), "l256")
+    for available, num in ((None, 1), (60.0, 1), (20.0, 2)):
+        monkeypatch.setattr(measure, "available_gib", lambda free=available: free)
+        found = bench.step_groups("l256", chosen)
+        assert len(found) == num and {k: v for group in found for k, v in group.items()} == chosen
+    assert "20.0 GiB of memory are free, 27 would be wanted" in capsys.readouterr().err
+    only = bench.parse(["step", "--variant", "ours bf16", "--variant", "reference"])
+    assert list(bench.variants(only, "s64")) == ["reference", "ours bf16"]
+
+
 def test_options_name_a_part_that_does_not_exist(capsys):
     assert bench.parse(["step", "--config", "m64", "--precision", "fp32"]).config == ["m64"]
     with pytest.raises(SystemExit):

@@ -73,7 +73,7 @@ def prepared_pays(n: int, c: int, o: int, h: int, w: int, dtype: torch.dtype, *,
     """
     tiles = n * -(-h // 4) * -(-w // 4)
     if transposed:  # many weights to be read: few tiles are not worth them
-        return dtype == torch.float32 and min(c, o) >= 64 and tiles >= (64 if max(c, o) > 256 else 32)
+        return dtype == torch.float32 and min(c, o) >= 128 and tiles >= (64 if max(c, o) > 256 else 32)
     if dtype == torch.bfloat16:
         return min(c, o) >= 256 and tiles >= 32
     return dtype == torch.float32 and min(c, o) >= 64 and tiles >= 4
@@ -128,7 +128,7 @@ def pays(kind: str, n: int, c: int, o: int, h: int, w: int, stride: int, dtype: 
     """
     tiles = n * -(-h // 4) * -(-w // 4)
     if stride == 2 and kind == "conv2d_input":
-        return dtype == torch.float32 and min(c, o) >= 64 and tiles >= 256
+        return dtype == torch.float32 and min(c, o) >= 128 and tiles >= 256
     if stride == 2:  # torch's forward convolution is as fast as ours would be
         return kind == "conv2d_weight" and min(c, o) >= 32 and n * h * w >= 16
     if dtype == torch.bfloat16:
