@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch.nn.grad import conv2d_weight
 
 from torch_utils import custom_ops, op_build
-from torch_utils.ops import conv2d_cpu, conv2d_gradfix
+from torch_utils.ops import conv2d_cpu, conv2d_gradfix, epilogue
 
 # Winograd's transforms lose about two bits against a direct sum, which has 5e-7 here; its usual sample points four.
 BOUND = 3e-6
@@ -231,6 +231,30 @@ def test_goldens_of_the_training_phases(goldens, monkeypatch, native) -> None:
     assert min(native.values()) > 100, native
 
 
+@pytest.mark.parametrize("noise", [None, "map", "each"])
+@pytest.mark.parametrize("clamp", [None, 9.0])
+def test_a_layer_at_once_is_its_three_steps(noise, clamp) -> None:
+    for n, c, o, size in ((2, 20, 40, (9, 7)), (3, 64, 33, (4, 8)), (1, 5, 3, (1, 2))):
+        x, w, _, _ = operands((n, c, o, size, 1, (1, 1)))
+        styles, scale = torch.randn(n, c), torch.rand(n, 2 * o)[:, :o]
+        bias, strength = torch.randn(o), None if noise is None else torch.tensor(0.3)
+        level = None if noise is None else torch.randn(size if noise == "map" else (n, 1, *size))
+        settings = "lrelu", 1.3, clamp
+        for dtype, bound in ((torch.float32, 1e-6), (torch.bfloat16, 2**-6)):  # the three steps round three times
+            image, u = x.to(dtype), conv2d_cpu.prepare(w)
+            y = conv2d_cpu.bound_layer(u, o, *epilogue.native_settings(*settings))(
+                image, styles, scale, level, strength, bias
+            )
+            steps = conv2d_cpu.conv2d_prepared((image * styles[:, :, None, None]).to(dtype), u, o)
+            steps = epilogue.epilogue(steps, scale, level, strength, bias, *settings)
+            assert y.dtype == dtype
+            helpers.assert_close(y, steps, bound, f"{dtype} {size}")
+        u = conv2d_cpu.prepare(w.transpose(0, 1), transposed=True)
+        y = conv2d_cpu.bound_modulated(u, o, transposed=True)(x, styles)
+        steps = conv2d_cpu.conv2d_prepared(x * styles[:, :, None, None], u, o, transposed=True)
+        helpers.assert_close(y, steps, 1e-6, f"transposed {size}")
+
+
 @pytest.mark.parametrize("own", [0b111, 0])
 @pytest.mark.parametrize("case", [CASES[0], CASES[5]])
 def test_what_torch_asks_of_an_operator(case, own) -> None:
@@ -265,6 +289,9 @@ def test_wrong_use_is_explained() -> None:
         lambda: prepared(x, conv2d_cpu.prepare(w), 5, True),
         lambda: prepared(x.bfloat16(), conv2d_cpu.prepare(w, transposed=True), 3, True),
         lambda: conv2d_cpu.prepare(w.bfloat16(), transposed=True),
+        lambda: prepared(x, conv2d_cpu.prepare(w), 5, False, torch.zeros(1, 5)),
+        lambda: prepared(x, conv2d_cpu.prepare(w), 5, False, None, torch.zeros(1, 5)),
+        lambda: prepared(x, conv2d_cpu.prepare(w), 5, False, None, x[:, 0, 0, :5], x[0, 0], None, x[0, 0, 0, :5]),
         lambda: to_weight(x, torch.zeros(1, 5, 8, 7), 1, 1, 1, True),
     ):
         with pytest.raises(ValueError, match="wanted|smaller|differ|don't fit"):

@@ -193,6 +193,7 @@ class _Part:
     convolve: Callable[[torch.Tensor], torch.Tensor] | None  # modulated images to images; None for a torgb
     modulate: Callable[..., torch.Tensor] = epilogue.epilogue  # of images and styles
     finish: Callable[..., torch.Tensor] | None = None  # of images, scales, noise, strength, bias; None = `epilogue`
+    whole: Callable[..., torch.Tensor] | None = None  # all three at once; None = one after the other
 
 
 def _modulated_layers(net: Any) -> Iterator[tuple[int, Any]]:
@@ -270,7 +271,7 @@ class _Kept:
         self._bias = new([len(layers), 1, widest_in])
         self._energy = new([len(layers), widest_in, widest_out])
         self._layers: list[tuple[Any, PackedConv2d | None]] = []
-        self._calls: dict[int, list[tuple]] = {}  # by the size of the batch, the last three fields of all parts
+        self._calls: dict[int, list[tuple]] = {}  # by the size of the batch, the last four fields of all parts
         for k, (_, layer) in enumerate(layers):
             out_channels, in_channels = layer.weight.shape[:2]
             gain = layer.weight_gain if isinstance(layer, networks.ToRGBLayer) else 1
@@ -314,37 +315,39 @@ def _packed(layer: Any, dtype: torch.dtype) -> PackedConv2d | None:
 
 
 def _bound_calls(layer: Any, packed: PackedConv2d | None, num: int, dtype: torch.dtype) -> tuple:
-    """`convolve`, `modulate` and `finish` of a part for batches of `num` images, with nothing left to decide."""
+    """The calls of a part for batches of `num` images, with nothing left to decide."""
     if isinstance(layer, networks.ToRGBLayer):
         return (None,)
     side = layer.resolution // layer.up
     images = _images(num, layer.weight.shape[1], side, dtype)
+    out = _images(num, layer.weight.shape[0], layer.resolution, dtype)
+    finish = epilogue.bound(out, layer.activation, layer.act_gain, layer.conv_clamp)
+    modulate, whole = epilogue.bound(images), None
     if packed is None:
         convolve: Callable = functools.partial(_resampled, layer, layer.weight.detach().to(dtype))
     elif layer.up == 1:
         convolve = packed.bound(images)
+        whole = packed.bound_layer(images, layer.activation, layer.act_gain, layer.conv_clamp)
     else:
-        convolve = _upsampled(layer, packed, images)
-    out = _images(num, layer.weight.shape[0], layer.resolution, dtype)
-    finish = epilogue.bound(out, layer.activation, layer.act_gain, layer.conv_clamp)
-    modulate = epilogue.bound(images)
-    return convolve, lambda x, styles: modulate(x, styles, None, None, None), finish
+        resample, deconvolve, at_once = _filtered(layer, images), packed.bound(images), packed.bound_modulated(images)
+        convolve = lambda x: resample(deconvolve(x))  # noqa: E731
+        if at_once is not None:
+            whole = lambda x, styles, *others: finish(resample(at_once(x, styles)), *others)  # noqa: E731
+    return convolve, lambda x, styles: modulate(x, styles, None, None, None), finish, whole
 
 
 def _images(num: int, channels: int, side: int, dtype: torch.dtype) -> torch.Tensor:
     return torch.empty([num, channels, side, side], dtype=dtype, memory_format=torch.channels_last)
 
 
-def _upsampled(layer: Any, packed: PackedConv2d, images: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
-    """`_resampled` of a layer that doubles the resolution: a transposed convolution and a filter."""
+def _filtered(layer: Any, images: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The filter behind the transposed convolution of a layer that doubles the resolution, for such images."""
     kernel, up, taps = layer.weight.shape[2], 2, layer.resample_filter
     px0, px1, py0, py1 = upfirdn2d.upsample_padding(taps, up)
     low, high = layer.padding - (kernel - 1), layer.padding - (kernel - up)  # the transposed convolution's own borders
     pads = [px0 + low, px1 + high, py0 + low, py1 + high]
-    convolve = packed.bound(images)
     convolved = _images(len(images), layer.weight.shape[0], up * (images.shape[2] - 1) + kernel, images.dtype)
-    resample = upfirdn2d.bound(convolved, taps, pads, up**2)
-    return lambda x: resample(convolve(x))
+    return upfirdn2d.bound(convolved, taps, pads, up**2)
 
 
 def _synthesis_block(
@@ -384,6 +387,8 @@ def _modulated(layer: Any, x: torch.Tensor, part: _Part, noise_mode: str, gain: 
         strength = layer.noise_strength
         shape = [len(x), 1, layer.resolution, layer.resolution]
         noise = torch.randn(shape, device=x.device) if noise_mode == "random" else layer.noise_const
+    if part.whole is not None and gain == 1:
+        return part.whole(x, part.styles, part.scales, noise, strength, layer.bias)
     x = part.convolve(part.modulate(x, part.styles))
     if part.finish is not None and gain == 1:
         return part.finish(x, part.scales, noise, strength, layer.bias)

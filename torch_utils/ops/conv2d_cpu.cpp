@@ -26,6 +26,7 @@
 #include <bit>
 #include <cstdint>
 #include <cstring>
+#include <optional>
 #include <vector>
 
 namespace {
@@ -282,14 +283,38 @@ template <int SIZE, class T> inline void read(const T* image, const Images& s, i
         }
 }
 
+// What a layer does to images around its convolution, in the same pass: x * style before it; after it
+// u = y * scale + noise * strength + bias, and clip(gain * (u > 0 ? u : alpha * u)). As in epilogue_cpu.cpp.
+struct Layer {
+    const float *style = nullptr, *scale = nullptr, *bias = nullptr, *noise = nullptr;  // per image and channel; channel; pixel
+    int64_t noise_step = 0;  // between two images
+    float strength = 0, alpha = 1, gain = 1, clamp = -1;
+
+    Vec finished(Vec y, int64_t image, int64_t pixel, const Images& s, int64_t c) const {
+        const float add = noise ? noise[image * noise_step + pixel] * strength : 0;
+        const Vec u = y * load(scale + image * s.c + c, s.c - c) + (load(bias + c, s.c - c) + add);
+        Vec out = (u > 0 ? u : u * alpha) * gain;
+        if (clamp >= 0) out = out > clamp ? Vec{} + clamp : out, out = out < -clamp ? Vec{} - clamp : out;
+        return out;
+    }
+};
+
+// Samples of an image times its style.
+inline void modulate(Vec* d, int num, const Layer& layer, int64_t image, const Images& s, int64_t c) {
+    if (!layer.style || c >= s.c) return;
+    const Vec style = load(layer.style + image * s.c + c, s.c - c);
+    for (int i = 0; i < num; i++) d[i] *= style;
+}
+
 // Tile t of x -> all planes.
 template <class T>
 void transform_image(const T* x, const Images& s, const std::array<int64_t, 3>& place, int64_t pad_y, int64_t pad_x,
-                     float* out, int64_t plane_step, int64_t channels) {
+                     float* out, int64_t plane_step, int64_t channels, const Layer& layer = {}) {
     const T* image = x + place[0] * s.h * s.w * s.c;
     for (int64_t c = 0; c < channels; c += LANES) {
         Vec d[PLANES], half[PLANES];
         read<POINTS>(image, s, place[1] - pad_y, place[2] - pad_x, c, d);
+        modulate(d, PLANES, layer, place[0], s, c);
         for (int j = 0; j < POINTS; j++) image_1d(d + j, POINTS, half + j, POINTS);
         for (int i = 0; i < POINTS; i++) image_1d(half + i * POINTS, 1, d + i * POINTS, 1);
         for (int p = 0; p < PLANES; p++) store(out + p * plane_step + c, d[p]);
@@ -310,7 +335,7 @@ void transform_grad(const T* dy, const Images& s, const std::array<int64_t, 3>& 
 }
 
 template <class T>
-void transform_result(const float* in, int64_t plane_step, T* y, const Images& s, const std::array<int64_t, 3>& place) {
+void transform_result(const float* in, int64_t plane_step, T* y, const Images& s, const std::array<int64_t, 3>& place, const Layer& layer) {
     T* corner = y + ((place[0] * s.h + place[1]) * s.w + place[2]) * s.c;
     const int64_t rows = std::min(TILE, s.h - place[1]), cols = std::min(TILE, s.w - place[2]);
     for (int64_t c = 0; c < s.c; c += LANES) {
@@ -318,6 +343,10 @@ void transform_result(const float* in, int64_t plane_step, T* y, const Images& s
         for (int p = 0; p < PLANES; p++) m[p] = load(in + p * plane_step + c);
         for (int j = 0; j < POINTS; j++) result_1d(m + j, POINTS, half + j, POINTS);
         for (int i = 0; i < TILE; i++) result_1d(half + i * POINTS, 1, out + i * TILE, 1);
+        if (layer.bias)
+            for (int64_t i = 0; i < rows; i++)
+                for (int64_t j = 0; j < cols; j++)
+                    out[i * TILE + j] = layer.finished(out[i * TILE + j], place[0], (place[1] + i) * s.w + place[2] + j, s, c);
         for (int64_t i = 0; i < rows; i++)
             for (int64_t j = 0; j < cols; j++) store(corner + (i * s.w + j) * s.c + c, out[i * TILE + j], s.c - c);
     }
@@ -378,7 +407,8 @@ template <class T> at::Tensor transformed(const Kernel<T>& w) {
 }
 
 // Stride 1, with a transformed kernel; y has its size, which tells the padding on the far sides.
-template <class T> void winograd(const at::Tensor& x, const at::Tensor& u, int64_t pad_y, int64_t pad_x, at::Tensor& y) {
+template <class T>
+void winograd(const at::Tensor& x, const at::Tensor& u, int64_t pad_y, int64_t pad_x, at::Tensor& y, const Layer& layer = {}) {
     const Images in(x), out(y);
     const Tiles tiles(out.n, out.h, out.w);
     const Blocks blocks(tiles.total, ROWS);
@@ -395,7 +425,7 @@ template <class T> void winograd(const at::Tensor& x, const at::Tensor& u, int64
             for (int64_t t = begin; t < end; t++) {
                 const int64_t b = t / blocks.size, len = blocks.len(b), row = t % blocks.size;
                 transform_image(xs, in, tiles.place(t), pad_y, pad_x, left.plane(b - first, 0, len) + row * left.step,
-                                len * left.step, in.c);
+                                len * left.step, in.c, layer);
             }
         });
         at::parallel_for(0, PLANES * panels, 1, [&](int64_t begin, int64_t end) {
@@ -412,7 +442,8 @@ template <class T> void winograd(const at::Tensor& x, const at::Tensor& u, int64
         at::parallel_for(start, end_tile, 1, [&](int64_t begin, int64_t end) {
             for (int64_t t = begin; t < end; t++) {
                 const int64_t b = t / blocks.size, len = blocks.len(b), row = t % blocks.size;
-                transform_result(result.plane(b - first, 0, len) + row * result.step, len * result.step, ys, out, tiles.place(t));
+                transform_result(result.plane(b - first, 0, len) + row * result.step, len * result.step, ys, out, tiles.place(t),
+                                 layer);
             }
         });
     }
@@ -481,25 +512,13 @@ template <class T> void winograd_kernel_grad(const at::Tensor& x, const at::Tens
 // serve all four parities, with 81 products for 8x8 results that have 144 taps. The last row and column are by themselves.
 
 constexpr int64_t FINITE = POINTS - 1, WINDOW = FINITE * FINITE, PARITIES = 4, TAPS = 9;
+constexpr int64_t PAIRS = (2 * FINITE - 1) * (2 * FINITE - 1);  // of a plane and a parity that sees something of it
 
-// Products of a plane and a parity (2 * odd row + odd column), and how many come before it.
-struct Parities {
-    int64_t index[WINDOW][PARITIES], num = 0;  // -1: none
-    std::array<std::array<int64_t, 2>, (2 * FINITE - 1) * (2 * FINITE - 1)> pairs;
-    Parities() {
-        for (int64_t p = 0; p < WINDOW; p++)
-            for (int64_t q = 0; q < PARITIES; q++) {
-                const bool is_there = (q < 2 || p / FINITE > 0) && (q % 2 == 0 || p % FINITE > 0);
-                index[p][q] = is_there ? num : -1;
-                if (is_there) pairs[num++] = {p, q};
-            }
-    }
-};
-const Parities& parities() {
-    static const Parities all;
-    return all;
+// Where the pair of plane (row, col) and parity (odd row, odd column) is among all; those of a parity are together.
+constexpr int64_t pair_of(int64_t row, int64_t col, int64_t odd_row, int64_t odd_col) {
+    const int64_t before = (odd_row ? FINITE * (2 * FINITE - 1) : 0) + (odd_col ? (FINITE - odd_row) * FINITE : 0);
+    return before + (row - odd_row) * (FINITE - odd_col) + col - odd_col;
 }
-constexpr int64_t PAIRS = (2 * FINITE - 1) * (2 * FINITE - 1);
 
 // One or two taps (of x[i-1] and x[i]) to five.
 inline void parity_kernel_1d(Vec before, Vec here, Vec* u, int u_step) {
@@ -529,10 +548,9 @@ at::Tensor transformed_by_parity(const Kernel<float>& w) {
                     for (int odd_col = 0; odd_col < 2; odd_col++) {
                         for (int r = 0; r < FINITE; r++)
                             parity_kernel_1d(odd_col ? Vec{} : half[r * KERNEL + 2], half[r * KERNEL + odd_col], all + r * FINITE, 1);
-                        for (int p = 0; p < WINDOW; p++) {
-                            const int64_t index = parities().index[p][2 * odd_row + odd_col];
-                            if (index >= 0) store(to + index * plane_step, all[p]);
-                        }
+                        for (int r = odd_row; r < FINITE; r++)
+                            for (int j = odd_col; j < FINITE; j++)
+                                store(to + pair_of(r, j, odd_row, odd_col) * plane_step, all[r * FINITE + j]);
                     }
                 }
             }
@@ -541,11 +559,12 @@ at::Tensor transformed_by_parity(const Kernel<float>& w) {
     return u;
 }
 
-void transform_window(const float* x, const Images& s, const std::array<int64_t, 3>& place, float* out, int64_t plane_step) {
+void transform_window(const float* x, const Images& s, const std::array<int64_t, 3>& place, float* out, int64_t plane_step, const Layer& layer) {
     const float* image = x + place[0] * s.h * s.w * s.c;
     for (int64_t c = 0; c < s.c; c += LANES) {
         Vec d[WINDOW], half[WINDOW], v[FINITE];
         read<FINITE>(image, s, place[1] - 1, place[2] - 1, c, d);
+        modulate(d, WINDOW, layer, place[0], s, c);
         for (int j = 0; j < FINITE; j++) window_1d(d + j, FINITE, half + j, FINITE);
         for (int i = 0; i < FINITE; i++) {
             window_1d(half + i * FINITE, 1, v, 1);
@@ -554,40 +573,44 @@ void transform_window(const float* x, const Images& s, const std::array<int64_t,
     }
 }
 
-// Sums of the five points to four results of one parity.
-inline void parity_result_1d(const Vec* m, int step, Vec* y, int y_step) {
+// Sums of the points to four results of one parity; odd ones have none at 0.
+template <bool ODD> inline void parity_result_1d(const Vec* m, int step, Vec* y, int y_step) {
     const Vec sp = m[step] + m[2 * step], dp = m[step] - m[2 * step];
     const Vec sq = m[3 * step] + m[4 * step], dq = m[3 * step] - m[4 * step];
-    y[0] = m[0] + sp + sq;
+    y[0] = ODD ? sp + sq : m[0] + sp + sq;
     y[y_step] = P * dp + Q * dq;
     y[2 * y_step] = P2 * sp + Q2 * sq;
     y[3 * y_step] = P3 * dp + Q3 * dq;
 }
 
-// All four parities of a tile; `place` is of the images that went in, h x w of them.
+// One parity of a tile, LANES channels from c on; `place` is of the images that went in, h x w of them.
+template <int ODD_ROW, int ODD_COL>
+void transform_parity(const float* in, int64_t plane_step, float* y, const Images& s, const std::array<int64_t, 3>& place,
+                      int64_t h, int64_t w, int64_t c) {
+    Vec m[WINDOW], half[TILE * FINITE], out[TILE * TILE];
+    for (int i = ODD_ROW; i < FINITE; i++)
+        for (int j = ODD_COL; j < FINITE; j++) m[i * FINITE + j] = load(in + pair_of(i, j, ODD_ROW, ODD_COL) * plane_step);
+    for (int j = ODD_COL; j < FINITE; j++) parity_result_1d<ODD_ROW>(m + j, FINITE, half + j, FINITE);
+    for (int i = 0; i < TILE; i++) parity_result_1d<ODD_COL>(half + i * FINITE, 1, out + i * TILE, 1);
+    float* corner = y + ((place[0] * s.h + 2 * place[1] + ODD_ROW) * s.w + 2 * place[2] + ODD_COL) * s.c + c;
+    const int64_t rows = std::min(TILE, h - place[1]), cols = std::min(TILE, w - place[2]);
+    for (int64_t i = 0; i < rows; i++)
+        for (int64_t j = 0; j < cols; j++) store(corner + (i * s.w + j) * 2 * s.c, out[i * TILE + j], s.c - c);
+}
+
 void transform_parities(const float* in, int64_t plane_step, float* y, const Images& s, const std::array<int64_t, 3>& place,
                         int64_t h, int64_t w) {
-    const int64_t rows = std::min(TILE, h - place[1]), cols = std::min(TILE, w - place[2]);
-    for (int64_t c = 0; c < s.c; c += LANES)
-        for (int q = 0; q < PARITIES; q++) {
-            Vec m[WINDOW], half[TILE * FINITE], out[TILE * TILE];
-            for (int p = 0; p < WINDOW; p++) {
-                const int64_t index = parities().index[p][q];
-                m[p] = index < 0 ? Vec{} : load(in + index * plane_step + c);
-            }
-            for (int j = 0; j < FINITE; j++) parity_result_1d(m + j, FINITE, half + j, FINITE);
-            for (int i = 0; i < TILE; i++) parity_result_1d(half + i * FINITE, 1, out + i * TILE, 1);
-            for (int64_t i = 0; i < rows; i++)
-                for (int64_t j = 0; j < cols; j++) {
-                    const int64_t at = (place[0] * s.h + 2 * (place[1] + i) + q / 2) * s.w + 2 * (place[2] + j) + q % 2;
-                    store(y + at * s.c + c, out[i * TILE + j], s.c - c);
-                }
-        }
+    for (int64_t c = 0; c < s.c; c += LANES) {
+        transform_parity<0, 0>(in + c, plane_step, y, s, place, h, w, c);
+        transform_parity<0, 1>(in + c, plane_step, y, s, place, h, w, c);
+        transform_parity<1, 0>(in + c, plane_step, y, s, place, h, w, c);
+        transform_parity<1, 1>(in + c, plane_step, y, s, place, h, w, c);
+    }
 }
 
 // The last row (or column) of results has even ones alone across it: products with three taps, straight from the last
 // row (or column) of the images.
-void parity_border(const at::Tensor& x, const float* taps, at::Tensor& y, bool is_row) {
+void parity_border(const at::Tensor& x, const float* taps, at::Tensor& y, bool is_row, const Layer& layer) {
     const Images in(x), out(y);
     const int64_t len = is_row ? in.w : in.h, panels = ceil_div(out.c, PANEL), wide = padded(out.c), tap_step = panels * in.c * PANEL;
     const int first = is_row ? 6 : 2, tap_stride = is_row ? 1 : 3;  // taps (2, k) or (k, 2)
@@ -598,7 +621,8 @@ void parity_border(const at::Tensor& x, const float* taps, at::Tensor& y, bool i
         for (int64_t n = begin; n < end; n++) {
             for (int64_t i = 0; i < len; i++) {
                 const int64_t at = is_row ? (n * in.h + in.h - 1) * in.w + i : (n * in.h + i) * in.w + in.w - 1;
-                std::copy_n(xs + at * in.c, in.c, line.data() + (i + 1) * in.c);
+                for (int64_t c = 0; c < in.c; c++)
+                    line[(i + 1) * in.c + c] = xs[at * in.c + c] * (layer.style ? layer.style[n * in.c + c] : 1.0f);
             }
             for (int64_t panel = 0; panel < panels; panel++) {
                 const auto tap = [&](int k) { return taps + (first + k * tap_stride) * tap_step + panel * in.c * PANEL; };
@@ -623,7 +647,7 @@ void parity_border(const at::Tensor& x, const float* taps, at::Tensor& y, bool i
 }
 
 // From x [N, I, H, W] to y [N, O, 2H + 1, 2W + 1], with a kernel transformed by parity.
-void winograd_transposed(const at::Tensor& x, const at::Tensor& u, at::Tensor& y) {
+void winograd_transposed(const at::Tensor& x, const at::Tensor& u, at::Tensor& y, const Layer& layer = {}) {
     const Images in(x), out(y);
     const Tiles tiles(in.n, in.h, in.w);
     const Blocks blocks(tiles.total, ROWS);
@@ -634,21 +658,26 @@ void winograd_transposed(const at::Tensor& x, const at::Tensor& u, at::Tensor& y
     const float* us = u.const_data_ptr<float>();
     const float* xs = data<float>(x);
     float* ys = data<float>(y);
+    std::vector<std::array<int64_t, 2>> order;  // plane and pair: what a plane is multiplied with comes in a row
+    for (int64_t p = 0; p < WINDOW; p++)
+        for (int64_t q = 0; q < PARITIES; q++)
+            if (p / FINITE >= q / 2 && p % FINITE >= q % 2) order.push_back({p, pair_of(p / FINITE, p % FINITE, q / 2, q % 2)});
     for (int64_t first = 0; first < blocks.num; first += at_once) {
         const int64_t num = std::min(at_once, blocks.num - first), start = blocks.start(first);
         const int64_t end_tile = std::min(blocks.start(first + num), tiles.total);
         at::parallel_for(start, end_tile, 1, [&](int64_t begin, int64_t end) {
             for (int64_t t = begin; t < end; t++) {
                 const int64_t b = t / blocks.size, len = blocks.len(b), row = t % blocks.size;
-                transform_window(xs, in, tiles.place(t), left.plane(b - first, 0, len) + row * left.step, len * left.step);
+                transform_window(xs, in, tiles.place(t), left.plane(b - first, 0, len) + row * left.step, len * left.step, layer);
             }
         });
         at::parallel_for(0, PAIRS * panels, 1, [&](int64_t begin, int64_t end) {
             for (int64_t item = begin; item < end; item++) {
-                const int64_t pair = item / panels, panel = item % panels;
+                const auto [plane, pair] = order[item / panels];
+                const int64_t panel = item % panels;
                 for (int64_t b = 0; b < num; b++) {
                     const int64_t len = blocks.len(first + b);
-                    const Term term{left.plane(b, parities().pairs[pair][0], len), us + item * in.c * PANEL};
+                    const Term term{left.plane(b, plane, len), us + (pair * panels + panel) * in.c * PANEL};
                     product<true>(len, {in.c, left.step, PANEL, result.step, false}, &term, 1,
                                   result.plane(b, pair, len) + panel * PANEL);
                 }
@@ -663,8 +692,8 @@ void winograd_transposed(const at::Tensor& x, const at::Tensor& u, at::Tensor& y
         });
     }
     const float* taps = us + PAIRS * panels * in.c * PANEL;
-    parity_border(x, taps, y, true);
-    parity_border(x, taps, y, false);
+    parity_border(x, taps, y, true, layer);
+    parity_border(x, taps, y, false, layer);
 }
 
 // ---- Gradients to weights at stride 2, without padding: a product per tap, straight from the images
@@ -911,9 +940,22 @@ at::Tensor conv2d_prepare(const at::Tensor& w, bool transposed) {
     return w.scalar_type() == at::kFloat ? transformed(Kernel<float>(w, false)) : transformed(Kernel<Bfloat>(w, false));
 }
 
+using Optional = std::optional<at::Tensor>;
+
+// Parameters of a layer are float32 and dense, `numel` values each.
+const float* parameter(const Optional& t, const char* name, int64_t numel) {
+    if (!t || !t->defined()) return nullptr;
+    TORCH_CHECK_VALUE(t->scalar_type() == at::kFloat && t->is_contiguous() && t->numel() == numel, name, " is ", t->scalar_type(), " ",
+                      t->sizes(), ", wanted ", numel, " contiguous values of float32");
+    return t->const_data_ptr<float>();
+}
+
 // With the weights that u was made of, which give `channels` channels: `conv2d` of stride 1 and padding 1, or a
-// transposed convolution of stride 2 without padding.
-at::Tensor conv2d_prepared(const at::Tensor& x, const at::Tensor& u, int64_t channels, bool transposed) {
+// transposed convolution of stride 2 without padding; of images times styles [N, I]. With a bias [O] and scales [N, O]
+// what `epilogue` does follows; it can't behind a transposed convolution.
+at::Tensor conv2d_prepared(const at::Tensor& x, const at::Tensor& u, int64_t channels, bool transposed, const Optional& styles,
+                           const Optional& scale, const Optional& noise, const Optional& strength, const Optional& bias,
+                           double alpha, double gain, double clamp) {
     check(x, "x");
     TORCH_CHECK_VALUE(u.scalar_type() == at::kFloat && u.is_contiguous() && channels > 0 &&
                           u.numel() == (transposed ? PAIRS + TAPS : PLANES) * ceil_div(channels, PANEL) * PANEL * x.size(1),
@@ -922,9 +964,19 @@ at::Tensor conv2d_prepared(const at::Tensor& x, const at::Tensor& u, int64_t cha
     const int64_t h = transposed ? 2 * x.size(2) + 1 : x.size(2), w = transposed ? 2 * x.size(3) + 1 : x.size(3);
     at::Tensor y = at::empty({x.size(0), channels, h, w}, x.options(), at::MemoryFormat::ChannelsLast);
     if (x.numel() == 0) return y.zero_();
-    if (transposed) return winograd_transposed(last(x), u, y), y;
-    if (x.scalar_type() == at::kFloat) winograd<float>(last(x), u, 1, 1, y);
-    else winograd<Bfloat>(last(x), u, 1, 1, y);
+    Layer layer{parameter(styles, "styles", x.size(0) * x.size(1)), parameter(scale, "scale", x.size(0) * channels), parameter(bias, "bias", channels)};
+    TORCH_CHECK_VALUE(!layer.scale == !layer.bias && !(transposed && layer.bias), "wanted scale and bias together, and not behind a transposed convolution");
+    if (layer.bias && noise && noise->defined()) {
+        const bool is_each = noise->numel() != h * w;
+        layer.noise = parameter(noise, "noise", (is_each ? x.size(0) : 1) * h * w), layer.noise_step = is_each ? h * w : 0;
+        const float* value = parameter(strength, "strength", 1);
+        TORCH_CHECK_VALUE(value, "noise without a strength; wanted both");
+        layer.strength = *value;
+    }
+    layer.alpha = static_cast<float>(alpha), layer.gain = static_cast<float>(gain), layer.clamp = static_cast<float>(clamp);
+    if (transposed) winograd_transposed(last(x), u, y, layer);
+    else if (x.scalar_type() == at::kFloat) winograd<float>(last(x), u, 1, 1, y, layer);
+    else winograd<Bfloat>(last(x), u, 1, 1, y, layer);
     return y;
 }
 

@@ -66,6 +66,33 @@ def bound_prepared(
     return lambda x: run(x, prepared, channels, transposed)
 
 
+def bound_modulated(
+    prepared: torch.Tensor, channels: int, *, transposed: bool = False
+) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+    """`bound_prepared` of images times styles [N, I], in one pass over the images."""
+    run = _operator("conv2d_prepared")
+    return lambda x, styles: run(x, prepared, channels, transposed, styles.contiguous())
+
+
+def bound_layer(
+    prepared: torch.Tensor, channels: int, alpha: float, gain: float, clamp: float
+) -> Callable[..., torch.Tensor]:
+    """`bound_modulated` at stride 1, and what `epilogue` does, in the same pass.
+
+    Returns:
+        Function of (x, styles, scale, noise, strength, bias); noise and strength may be None.
+    """
+    run = _operator("conv2d_prepared")
+
+    def layer(
+        x: torch.Tensor, styles: torch.Tensor, scale: torch.Tensor, noise: Any, strength: Any, bias: torch.Tensor
+    ) -> torch.Tensor:
+        parameters = styles.contiguous(), scale.contiguous(), noise, strength, bias
+        return run(x, prepared, channels, False, *parameters, alpha, gain, clamp)
+
+    return layer
+
+
 def prepared_pays(n: int, c: int, o: int, h: int, w: int, dtype: torch.dtype, *, transposed: bool = False) -> bool:
     """Whether `conv2d_prepared` is faster than torch's convolution with weights in its own best layout; see `pays`.
 
@@ -73,7 +100,8 @@ def prepared_pays(n: int, c: int, o: int, h: int, w: int, dtype: torch.dtype, *,
     """
     tiles = n * -(-h // 4) * -(-w // 4)
     if transposed:  # many weights to be read: few tiles are not worth them
-        return dtype == torch.float32 and min(c, o) >= 128 and tiles >= (64 if max(c, o) > 256 else 32)
+        least = 512 if min(c, o) < 128 else 64 if max(c, o) > 256 else 32
+        return dtype == torch.float32 and min(c, o) >= 64 and tiles >= least
     if dtype == torch.bfloat16:
         return min(c, o) >= 256 and tiles >= 32
     return dtype == torch.float32 and min(c, o) >= 64 and tiles >= 4
@@ -128,7 +156,7 @@ def pays(kind: str, n: int, c: int, o: int, h: int, w: int, stride: int, dtype: 
     """
     tiles = n * -(-h // 4) * -(-w // 4)
     if stride == 2 and kind == "conv2d_input":
-        return dtype == torch.float32 and min(c, o) >= 128 and tiles >= 256
+        return dtype == torch.float32 and min(c, o) >= 64 and tiles >= (512 if min(c, o) < 128 else 256)
     if stride == 2:  # torch's forward convolution is as fast as ours would be
         return kind == "conv2d_weight" and min(c, o) >= 32 and n * h * w >= 16
     if dtype == torch.bfloat16:
@@ -181,7 +209,9 @@ def _prepare_shape(w: torch.Tensor, transposed: bool = False) -> torch.Tensor:
     return torch.empty(size, dtype=torch.float32)
 
 
-def _prepared_shape(x: torch.Tensor, prepared: torch.Tensor, channels: int, transposed: bool = False) -> torch.Tensor:
+def _prepared_shape(
+    x: torch.Tensor, prepared: torch.Tensor, channels: int, transposed: bool = False, *_: Any
+) -> torch.Tensor:
     return _empty(x, x.shape[0], channels, *[2 * side + 1 if transposed else side for side in x.shape[2:]])
 
 
@@ -198,6 +228,9 @@ _DECLARATIONS: dict[str, tuple] = {
     ),
     "conv2d_prepare": ("(Tensor w, bool transposed=False) -> Tensor", _prepare_shape),
     "conv2d_prepared": (
-        "(Tensor x, Tensor prepared, int channels, bool transposed=False) -> Tensor", _prepared_shape,
+        "(Tensor x, Tensor prepared, int channels, bool transposed=False, Tensor? styles=None, Tensor? scale=None, "
+        "Tensor? noise=None, Tensor? strength=None, Tensor? bias=None, float alpha=1, float gain=1, float clamp=-1) "
+        "-> Tensor",
+        _prepared_shape,
     ),
 }  # fmt: skip

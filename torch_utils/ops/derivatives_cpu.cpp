@@ -149,10 +149,14 @@ Tensor conv2d_prepare(const Tensor& w, bool transposed) {
     return plain(op, w, transposed);
 }
 
-Tensor conv2d_prepared(const Tensor& x, const Tensor& prepared, int64_t channels, bool transposed) {
-    static const auto op = find<Tensor(const Tensor&, const Tensor&, int64_t, bool)>("stylegan_rooted::conv2d_prepared");
-    TORCH_CHECK(!is_recorded(x, prepared), "prepared convolutions have no gradient; use conv2d");
-    return plain(op, x, prepared, channels, transposed);
+Tensor conv2d_prepared(const Tensor& x, const Tensor& prepared, int64_t channels, bool transposed, const Optional& styles,
+                       const Optional& scale, const Optional& noise, const Optional& strength, const Optional& bias, double alpha,
+                       double gain, double clamp) {
+    using Signature = Tensor(const Tensor&, const Tensor&, int64_t, bool, const Optional&, const Optional&, const Optional&,
+                             const Optional&, const Optional&, double, double, double);
+    static const auto op = find<Signature>("stylegan_rooted::conv2d_prepared");
+    TORCH_CHECK(!is_recorded(x, prepared, styles, scale, noise, strength, bias), "prepared convolutions have no gradient; use conv2d");
+    return plain(op, x, prepared, channels, transposed, styles, scale, noise, strength, bias, alpha, gain, clamp);
 }
 
 // ---- What follows a convolution

@@ -70,9 +70,7 @@ def epilogue(
     if _suits_native(x, noise, act, gain, clamp) and custom_ops.selected() == "native":
         kind = torch.float64 if x.dtype == torch.float64 else torch.float32
         tensors = [None if t is None else t.to(kind) for t in (scale, noise, strength, bias)]
-        alpha = float(bias_act.activation_funcs[act].def_alpha) if act == "lrelu" else 1.0
-        limit = -1.0 if clamp is None else float(clamp)
-        return _forward()(x, *tensors, alpha, float(gain or 0), limit, _keeps_inputs)
+        return _forward()(x, *tensors, *native_settings(act, gain or 0, clamp), _keeps_inputs)
     return _by_torch(x, scale, noise, strength, bias, act, gain, clamp)
 
 
@@ -91,11 +89,15 @@ def bound(
     gain = float(bias_act.activation_funcs[act].def_gain) if gain is None else gain
     if custom_ops.fast_paths() and _suits_native(like, None, act, gain, clamp) and custom_ops.selected() == "native":
         if like.dtype != torch.float64:
-            alpha = float(bias_act.activation_funcs[act].def_alpha) if act == "lrelu" else 1.0
-            settings = (alpha, float(gain), -1.0 if clamp is None else float(clamp))
-            run = _forward()
+            settings, run = native_settings(act, gain, clamp), _forward()
             return lambda x, scale, noise, strength, bias: run(x, scale, noise, strength, bias, *settings)
     return functools.partial(epilogue, act=act, gain=gain, clamp=clamp)
+
+
+def native_settings(act: str, gain: float, clamp: float | None) -> tuple[float, float, float]:
+    """Slope below zero, gain and limit (-1: none) as compiled operators take them, for an act of NATIVE_ACTS."""
+    alpha = float(bias_act.activation_funcs[act].def_alpha) if act == "lrelu" else 1.0
+    return alpha, float(gain), -1.0 if clamp is None else float(clamp)
 
 
 def reference(

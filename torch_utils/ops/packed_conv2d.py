@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 
 from torch_utils import custom_ops
-from torch_utils.ops import conv2d_cpu, conv2d_gradfix
+from torch_utils.ops import conv2d_cpu, conv2d_gradfix, epilogue
 
 
 class PackedConv2d:
@@ -30,10 +30,7 @@ class PackedConv2d:
     def bound(self, like: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
         """The convolution of channels-last images [N, I, H, W] of this size and kind, with nothing left to decide."""
         if self._is_ours(like):
-            if self._prepared is None:
-                self._prepared = conv2d_cpu.prepare(self.weight, transposed=self.transposed)
-            channels = self.weight.shape[1 if self.transposed else 0]
-            return conv2d_cpu.bound_prepared(self._prepared, channels, transposed=self.transposed)
+            return conv2d_cpu.bound_prepared(*self._ours(), transposed=self.transposed)
         if not self._pays(like):
             if self.transposed:
                 return lambda x: conv2d_gradfix.conv_transpose2d(x, self.weight, stride=2)
@@ -47,6 +44,24 @@ class PackedConv2d:
         packed = ops._reorder_convolution_weight(self.weight, pads, one, one, 1, size)
         run = ops._convolution_pointwise.default
         return lambda x: run(x, packed, None, pads, one, one, 1, "none", [], "")
+
+    def bound_modulated(self, like: torch.Tensor) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None:
+        """`bound` of images times styles [N, I] at once; None where that takes two steps."""
+        return conv2d_cpu.bound_modulated(*self._ours(), transposed=self.transposed) if self._is_ours(like) else None
+
+    def bound_layer(
+        self, like: torch.Tensor, act: str, gain: float, clamp: float | None
+    ) -> Callable[..., torch.Tensor] | None:
+        """`bound_modulated` and `epilogue` at once, of (x, styles, scale, noise, strength, bias); None where not."""
+        if self.transposed or act not in epilogue.NATIVE_ACTS or gain <= 0 or not self._is_ours(like):
+            return None
+        return conv2d_cpu.bound_layer(*self._ours(), *epilogue.native_settings(act, gain, clamp))
+
+    def _ours(self) -> tuple[torch.Tensor, int]:
+        """Prepared weights and the number of channels that they give."""
+        if self._prepared is None:
+            self._prepared = conv2d_cpu.prepare(self.weight, transposed=self.transposed)
+        return self._prepared, self.weight.shape[1 if self.transposed else 0]
 
     def _is_ours(self, x: torch.Tensor) -> bool:
         """Whether the compiled 3x3 convolution beats packed weights."""
