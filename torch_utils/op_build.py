@@ -57,7 +57,9 @@ class Plugin:
 PLUGINS = {
     plugin.name: plugin
     for plugin in (
-        Plugin("cpu", ("native_cpu.cpp", "epilogue_cpu.cpp", "conv2d_cpu.cpp", "derivatives_cpu.cpp")),
+        Plugin(
+            "cpu", ("derivatives_cpu.cpp", "native_cpu.cpp", "epilogue_cpu.cpp", "conv2d_cpu.cpp", "colours_cpu.cpp")
+        ),
         Plugin("cuda", ("cuda_ops.cpp", "bias_act.cu", "upfirdn2d.cu"), device="cuda"),
     )
 }

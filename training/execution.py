@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from torch_utils import custom_ops
-from torch_utils.ops import bias_act, conv2d_resample, epilogue, upfirdn2d
+from torch_utils.ops import bias_act, colours, conv2d_resample, epilogue, upfirdn2d
 from torch_utils.ops.packed_conv2d import PackedConv2d
 from training import networks
 from training.config import PRECISIONS
@@ -406,11 +406,8 @@ def _modulated(layer: Any, x: torch.Tensor, part: _Part, noise_mode: str, gain: 
 
 def _to_rgb(layer: Any, x: torch.Tensor, part: _Part) -> torch.Tensor:
     """`ToRGBLayer.forward`: few outputs, so the modulated kernels of a batch are small, and one product does it."""
-    num, channels, height, width = x.shape
-    kernels = (layer.weight.flatten(1) * part.styles.unsqueeze(1)).to(x.dtype)  # [N, O, I]
-    pixels = x.permute(0, 2, 3, 1).reshape(num, height * width, channels)
-    y = torch.bmm(kernels, pixels.transpose(1, 2)).reshape(num, -1, height, width).to(torch.float32)
-    return bias_act.bias_act(y, layer.bias, clamp=layer.conv_clamp)
+    kernels = layer.weight.flatten(1) * part.styles.unsqueeze(1)  # [N, O, I]
+    return bias_act.bias_act(colours.few(x, kernels), layer.bias, clamp=layer.conv_clamp)
 
 
 def _discriminate(
@@ -438,7 +435,7 @@ def _discriminator_block(
     """`DiscriminatorBlock.forward`."""
     if block.in_channels == 0 or block.architecture == "skip":
         assert img is not None
-        y = _convolved(block.fromrgb, img.to(dtype))
+        y = _from_rgb(block.fromrgb, img, dtype)
         x = y if x is None else x + y
         img = upfirdn2d.downsample2d(img, block.resample_filter) if block.architecture == "skip" else None
     assert x is not None
@@ -447,6 +444,15 @@ def _discriminator_block(
         shortcut = _convolved(block.skip, x, gain)
         return shortcut + _convolved(block.conv1, _convolved(block.conv0, x), gain), img
     return _convolved(block.conv1, _convolved(block.conv0, x)), img
+
+
+def _from_rgb(layer: Any, img: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """`Conv2dLayer.forward` of a layer that reads a picture."""
+    if layer.weight.shape[2] != 1 or not colours.suits(img.device, dtype, img.shape[1]):
+        return _convolved(layer, img.to(dtype))
+    kernels = (layer.weight * layer.weight_gain).flatten(1).t()  # [O, C]: from the pixel's point of view
+    x = colours.many(img.to(torch.float32), kernels.expand(len(img), -1, -1), dtype)
+    return _activated(layer, x, 1)
 
 
 def _convolved(layer: Any, x: torch.Tensor, gain: float = 1) -> torch.Tensor:
@@ -462,8 +468,11 @@ def _convolved(layer: Any, x: torch.Tensor, gain: float = 1) -> torch.Tensor:
         padding=layer.padding,
         flip_weight=layer.up == 1,
     )
-    if bare:
-        return y
+    return y if bare else _activated(layer, y, gain)
+
+
+def _activated(layer: Any, y: torch.Tensor, gain: float) -> torch.Tensor:
+    """What follows the convolution of a `Conv2dLayer`."""
     return epilogue.epilogue(
         y,
         bias=layer.bias,

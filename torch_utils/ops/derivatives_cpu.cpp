@@ -293,6 +293,68 @@ Grads epilogue_grad(const Tensor& dy, const Tensor& x, const Optional& scale, co
     return {out[0], out[1], out[2], out[3]};
 }
 
+// ---- Products per pixel with a few colours: three operators, each bilinear, whose adjoints are the other two
+
+auto few_op() {
+    static const auto op = find<Tensor(const Tensor&, const Tensor&)>("stylegan_rooted::colours_few");
+    return op;
+}
+auto many_op() {
+    static const auto op = find<Tensor(const Tensor&, const Tensor&, at::ScalarType)>("stylegan_rooted::colours_many");
+    return op;
+}
+auto kernels_op() {
+    static const auto op = find<Tensor(const Tensor&, const Tensor&)>("stylegan_rooted::colours_kernels");
+    return op;
+}
+
+struct ColoursFew : torch::autograd::Function<ColoursFew> {
+    static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& kernels) {
+        ctx->save_for_backward({x, kernels});
+        return plain(few_op(), x, kernels);
+    }
+    static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+        const variable_list in = ctx->get_saved_variables();
+        const auto [of_x, of_kernels] = wanted<2>(*ctx, {true, true});
+        return {of_x ? recorded(many_op(), grads[0], in[1], in[0].scalar_type()) : Tensor(),
+                of_kernels ? recorded(kernels_op(), in[0], grads[0]) : Tensor()};
+    }
+};
+
+struct ColoursMany : torch::autograd::Function<ColoursMany> {
+    static Tensor forward(AutogradContext* ctx, const Tensor& y, const Tensor& kernels, at::ScalarType type) {
+        ctx->save_for_backward({y, kernels});
+        return plain(many_op(), y, kernels, type);
+    }
+    static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+        const variable_list in = ctx->get_saved_variables();
+        const auto [of_y, of_kernels] = wanted<2>(*ctx, {true, true});
+        return {of_y ? recorded(few_op(), grads[0], in[1]) : Tensor(), of_kernels ? recorded(kernels_op(), grads[0], in[0]) : Tensor(), {}};
+    }
+};
+
+struct ColoursKernels : torch::autograd::Function<ColoursKernels> {
+    static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& y) {
+        ctx->save_for_backward({x, y});
+        return plain(kernels_op(), x, y);
+    }
+    static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+        const variable_list in = ctx->get_saved_variables();
+        const auto [of_x, of_y] = wanted<2>(*ctx, {true, true});
+        return {of_x ? recorded(many_op(), in[1], grads[0], in[0].scalar_type()) : Tensor(), of_y ? recorded(few_op(), in[0], grads[0]) : Tensor()};
+    }
+};
+
+Tensor colours_few(const Tensor& x, const Tensor& kernels) {
+    return is_recorded(x, kernels) ? ColoursFew::apply(x, kernels) : plain(few_op(), x, kernels);
+}
+Tensor colours_many(const Tensor& y, const Tensor& kernels, at::ScalarType type) {
+    return is_recorded(y, kernels) ? ColoursMany::apply(y, kernels, type) : plain(many_op(), y, kernels, type);
+}
+Tensor colours_kernels(const Tensor& x, const Tensor& y) {
+    return is_recorded(x, y) ? ColoursKernels::apply(x, y) : plain(kernels_op(), x, y);
+}
+
 // ---- Resampling with a filter: the adjoint is another one
 
 auto upfirdn2d_op() {
@@ -344,5 +406,8 @@ TORCH_LIBRARY_IMPL(stylegan_rooted, AutogradCPU, m) {
     m.impl("conv2d_prepared", &conv2d_prepared);
     m.impl("epilogue", &epilogue);
     m.impl("epilogue_grad", &epilogue_grad);
+    m.impl("colours_few", &colours_few);
+    m.impl("colours_many", &colours_many);
+    m.impl("colours_kernels", &colours_kernels);
     m.impl("upfirdn2d", &upfirdn2d);
 }

@@ -1,16 +1,17 @@
 // What follows a convolution, in one pass over memory, with its first and second derivatives.
 //
-// The definition, schemas and shape functions are in epilogue.py, formulas of gradients in derivatives_cpu.cpp; here are only the numbers. Images are
-// channels-last; arithmetic and all parameters are float32 for float32 and bfloat16 images, float64 for float64.
-// Sums are made per block of pixels and then over the blocks, so they don't depend on the number of threads.
+// The definition, schemas and shape functions are in epilogue.py, formulas of gradients in derivatives_cpu.cpp; here are
+// only the numbers. Images are channels-last; arithmetic and all parameters are float32 for float32 and bfloat16 images,
+// float64 for float64. Sums are made per block of pixels and then over the blocks, so they don't depend on the number of threads.
 
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
+#include "elements_cpu.h"
+
 #include <algorithm>
-#include <bit>
 #include <cmath>
 #include <cstdint>
 #include <optional>
@@ -21,30 +22,6 @@ namespace {
 
 constexpr int64_t BLOCK = 1 << 14;  // elements: fits the second-level cache with all that belongs to it
 constexpr int64_t FEW_CHANNELS = 16;  // below, a pixel's channels don't fill a vector register
-
-struct Bfloat {
-    uint16_t bits;
-};
-
-template <class T> struct Compute {
-    using type = float;
-};
-template <> struct Compute<double> {
-    using type = double;
-};
-template <class T> using compute_t = typename Compute<T>::type;
-
-inline float widen(float v) { return v; }
-inline double widen(double v) { return v; }
-inline float widen(Bfloat v) { return std::bit_cast<float>(static_cast<uint32_t>(v.bits) << 16); }
-
-// To the nearest, ties to even.
-template <class T> inline T narrow(compute_t<T> v) { return v; }
-template <> inline Bfloat narrow<Bfloat>(float v) {
-    const uint32_t u = std::bit_cast<uint32_t>(v);
-    const uint32_t rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
-    return {static_cast<uint16_t>((u & 0x7fffffffu) > 0x7f800000u ? 0x7fc0u : rounded)};
-}
 
 using Optional = std::optional<at::Tensor>;
 

@@ -8,9 +8,10 @@
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
+#include "elements_cpu.h"
+
 #include <algorithm>
 #include <array>
-#include <bit>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -30,30 +31,6 @@ constexpr int64_t MAX_TAPS = 32;      // per axis of a filter
 constexpr int64_t GRAIN = 16384;      // elements that are worth a thread of their own
 constexpr int64_t STRIP = 2048;       // samples of a strip's row
 constexpr int64_t FEW_CHANNELS = 16;  // below, a pixel's channels don't fill a vector register
-
-struct Bfloat {
-    uint16_t bits;
-};
-
-template <class T> struct Compute {
-    using type = float;
-};
-template <> struct Compute<double> {
-    using type = double;
-};
-template <class T> using compute_t = typename Compute<T>::type;
-
-inline float widen(float v) { return v; }
-inline double widen(double v) { return v; }
-inline float widen(Bfloat v) { return std::bit_cast<float>(static_cast<uint32_t>(v.bits) << 16); }
-
-// To the nearest, ties to even.
-template <class T> inline T narrow(compute_t<T> v) { return v; }
-template <> inline Bfloat narrow<Bfloat>(float v) {
-    const uint32_t u = std::bit_cast<uint32_t>(v);
-    const uint32_t rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
-    return {static_cast<uint16_t>((u & 0x7fffffffu) > 0x7f800000u ? 0x7fc0u : rounded)};
-}
 
 // Zeros that start at a cache line: wide loads of channels-last pixels then touch one line each, not two.
 template <class A> class Buffer {
