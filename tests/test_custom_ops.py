@@ -90,7 +90,7 @@ def test_a_broken_compiler_is_quoted_and_not_asked_again(monkeypatch, tmp_path) 
     monkeypatch.setenv("CXX", compiler(tmp_path / "cxx", work))
     message = expect_torch_calls("status 3")
     assert "fatal: no headers" in message and "line 40" in message and "line 20\n" not in message
-    assert calls(tmp_path / "cxx") == len(CPU.sources)
+    assert 0 < calls(tmp_path / "cxx") <= len(CPU.sources)  # once one has failed, the others need not begin
     assert not list(tmp_path.rglob("*.so")) and not list(tmp_path.rglob("build-*"))
 
 
