@@ -116,6 +116,39 @@ def test_arms_that_never_arrive_give_a_bound() -> None:
     assert row["first"] == 1
 
 
+def test_failed_runs_at_thresholds() -> None:
+    """An arm that failed early never arrives: it counts with all images of a whole run. A failed baseline sets none."""
+    records = [run("logistic", 0, [100, 60, 50]), run("rooted:k=2", 0, [100, 90], failed=True)]
+    records += [run("logistic", 1, [100, 50], failed=True), run("rooted:k=2", 1, [100, 60, 50])]
+    row = summarise(records, arms=ARMS[:2], seeds=range(2), judged_by="fd")["thresholds"][0]
+    assert (row["n"], row["censored"], row["first"], row["without_threshold"]) == (1, 1, 0, 1)
+    assert row["ratio"] == pytest.approx(2 / 2)  # 2 kimg shown in a whole run, 2 that the baseline needs
+    half = summarise(records, arms=ARMS[:2], seeds=range(2), judged_by="fd")["thresholds"][2]
+    assert half["ratio"] == pytest.approx(2 / 0.625) and half["first"] == 0
+
+
+def test_thresholds_where_more_is_better() -> None:
+    curves = {"logistic": [0.1, 0.3, 0.5], "rooted:k=2": [0.1, 0.5, 0.6]}
+    records = [
+        run(name, seed, [1, 1, 1], curves={"recall": list(enumerate(values))})
+        for seed in range(2)
+        for name, values in curves.items()
+    ]
+    rows = summarise(records, arms=ARMS[:2], seeds=range(2), judged_by="recall")["thresholds"]
+    assert rows[0]["ratio"] == pytest.approx(0.5) and rows[0]["first"] == 2
+
+
+def test_verdicts_count_all_arms() -> None:
+    """A difference that two arms would make believe, and that is not claimed among three."""
+    steps = [-0.2, 3.0, 2.5, 1.5, 2.0]  # p = 0.033 by Student's test
+    records = [run("logistic", seed, [100, 50]) for seed in range(5)]
+    records += [run("rooted:k=2", seed, [100, 50 - step]) for seed, step in enumerate(steps)]
+    two = summarise(records, arms=ARMS[:2], seeds=range(5), judged_by="fd")["verdicts"]
+    records += [run("rooted:k=8", seed, [100, 51 + seed % 2]) for seed in range(5)]
+    three = results_of(records)["verdicts"]
+    assert two[0]["outcome"] == paired.BETTER and three[0]["outcome"] == paired.NONE_SEEN
+
+
 def test_a_baseline_that_does_not_improve_sets_no_threshold() -> None:
     records = [run("logistic", 0, [100, 120]), run("rooted:k=2", 0, [100, 90])]
     records += [run("logistic", 1, [100, 50]), run("rooted:k=2", 1, [100, 50])]
@@ -181,6 +214,10 @@ def test_bands_are_of_paired_differences() -> None:
     assert band["n"] == 5 and [p[:2] for p in band["points"]] == [[0, 0], [1, -10], [2, pytest.approx(-5)]]
     assert band["points"][1][2:] == [-10, -10]  # what the seeds share has cancelled
     assert band["points"][2][2] < -5 < band["points"][2][3]
+    records = three_arms()
+    records[1] = run("rooted:k=2", 0, [100, 9, 9], failed=True)
+    band = next(band for band in results_of(records)["bands"] if band["arm"] == "rooted:k=2")
+    assert band["n"] == 4 and band["points"][1][1] == -10
 
 
 def test_choosing_settings() -> None:

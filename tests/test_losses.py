@@ -502,6 +502,44 @@ def test_alpha_losses():
             assert got.item() == pytest.approx(expected.item(), rel=1e-12)
 
 
+@pytest.mark.parametrize("form", ["inverse", "direct"])
+def test_m_is_the_factor_in_front(form):
+    """Of values, tangents and centred values alike; None is k."""
+    logits, target = torch.linspace(-90, 9, 7, dtype=torch.float64)[:, None] * torch.tensor([0.0, 1.0]), torch.ones(7)
+    for options in ({}, {"tail_at": 12.0}, {"centred": True} if form == "inverse" else {}):
+        one, ten = (
+            rooted_cross_entropy(logits, target.long(), k=4, m=m, form=form, reduction="none", **options)
+            for m in (None, 10.0)
+        )
+        assert_ratio(ten / 10, one / 4, 1e-14, f"{form} {options}")
+
+
+def test_modules_hand_every_option_on():
+    logits, target = torch.tensor([[-30.0, 4.0, 0.5], [3.0, -20.0, 1.0]], dtype=torch.float64), torch.tensor([0, 1])
+    weight, soft = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64), logits.roll(1, 1).sigmoid()
+    many = {"k": 2.5, "m": 4.0, "reduction": "sum", "ignore_index": 1, "label_smoothing": 0.2, "centred": True}
+    module = RootedCrossEntropyLoss(**many, tail_at=5.0, weight=weight)
+    assert torch.equal(module(logits, target), rooted_cross_entropy(logits, target, weight, tail_at=5.0, **many))
+    two = {"k": 2.5, "reduction": "sum", "centred": True, "tail_at": 5.0, "calibrated": True}
+    module = RootedBCEWithLogitsLoss(**two, weight=weight, pos_weight=weight.flip(0))
+    ours = rooted_binary_cross_entropy_with_logits(logits, soft, weight, weight.flip(0), **two)
+    assert torch.equal(module(logits, soft), ours)
+    every = rooted_cross_entropy(logits, target, weight, tail_at=5.0, **many)
+    for name in ("k", "m", "ignore_index", "label_smoothing", "centred", "tail_at"):  # each of them matters here
+        fewer = {key: value for key, value in (many | {"tail_at": 5.0}).items() if key != name}
+        assert not torch.equal(rooted_cross_entropy(logits, target, weight, **fewer), every), name
+
+
+def test_the_binary_cross_entropy_calibrated():
+    """At logit 0 it is as steep as torch's, for every k."""
+    for k in KS:
+        x = torch.zeros(2, dtype=torch.float64, requires_grad=True)
+        loss = rooted_binary_cross_entropy_with_logits(
+            x, torch.tensor([0.0, 1.0], dtype=torch.float64), k=k, calibrated=True, reduction="sum"
+        )
+        assert_close(torch.autograd.grad(loss, x)[0], torch.tensor([0.5, -0.5], dtype=torch.float64), 1e-13, f"k={k}")
+
+
 CLASS_WEIGHT = torch.tensor([0.5, 2.0, 1.0, 0.0, 3.0], dtype=torch.float64)
 
 
