@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from torch_utils import custom_ops
+from torch_utils.ops import epilogue
 from torch_utils.ops import upfirdn2d as ops
 
 IMPLS = ["ref", "cuda"]
@@ -223,3 +224,31 @@ def test_the_switch(monkeypatch) -> None:
     monkeypatch.setenv("STYLEGAN_ROOTED_OPS", "quick")
     with pytest.raises(ValueError, match="wanted one of auto, native, torch, ref"):
         custom_ops.selected()
+
+
+@pytest.mark.parametrize("noise", [None, "map", "each"])
+@pytest.mark.parametrize("channels", [5, 32])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_filter_and_what_follows_it_at_once(noise, channels, dtype, monkeypatch) -> None:
+    monkeypatch.setenv("STYLEGAN_ROOTED_OPS", "native")
+    if not custom_ops.available():
+        pytest.skip("no compiled operators here")
+    f = ops.setup_filter([1, 3, 3, 1])
+    x = torch.randn(2, channels, 9, 7).to(dtype).contiguous(memory_format=torch.channels_last)
+    strength = None if noise is None else torch.tensor(0.3)
+    level = None if noise is None else torch.randn((8, 6) if noise == "map" else (2, 1, 8, 6))
+    others = torch.rand(2, 2 * channels)[:, :channels], level, strength, torch.randn(channels)
+    for clamp in (None, 1.0):
+        chosen = "lrelu", 1.4, clamp
+        at_once = ops.bound_epilogue(x, f, [1, 1, 1, 1], 4, epilogue.native_settings(*chosen))
+        assert at_once is not None
+        steps = epilogue.epilogue(ops.upfirdn2d(x, f, padding=1, gain=4), *others, *chosen)
+        y = at_once(x, *others)
+        assert y.dtype == dtype and y.shape == steps.shape and y.is_contiguous(memory_format=torch.channels_last)
+        helpers.assert_close(y, steps, 1e-6 if dtype == torch.float32 else 2**-8, f"{dtype} {chosen}")
+    with pytest.raises(ValueError, match="wanted channels-last"):
+        at_once(x.contiguous(), *others)
+    with pytest.raises(ValueError, match="wanted both"):
+        at_once(x, others[0], torch.zeros(8, 6), None, others[3])
+    with pytest.raises(ValueError, match="noise is .* wanted"):
+        at_once(x, others[0], torch.zeros(8, 5), torch.tensor(1.0), others[3])

@@ -329,10 +329,12 @@ def _bound_calls(layer: Any, packed: PackedConv2d | None, num: int, dtype: torch
         convolve = packed.bound(images)
         whole = packed.bound_layer(images, layer.activation, layer.act_gain, layer.conv_clamp)
     else:
-        resample, deconvolve, at_once = _filtered(layer, images), packed.bound(images), packed.bound_modulated(images)
+        resample, finished = _filtered(layer, images)
+        deconvolve, at_once = packed.bound(images), packed.bound_modulated(images)
         convolve = lambda x: resample(deconvolve(x))  # noqa: E731
-        if at_once is not None:
-            whole = lambda x, styles, *others: finish(resample(at_once(x, styles)), *others)  # noqa: E731
+        last = finished or (lambda x, *others: finish(resample(x), *others))
+        modulated = at_once or (lambda x, styles: deconvolve(modulate(x, styles, None, None, None)))
+        whole = lambda x, styles, *others: last(modulated(x, styles), *others)  # noqa: E731
     return convolve, lambda x, styles: modulate(x, styles, None, None, None), finish, whole
 
 
@@ -340,14 +342,21 @@ def _images(num: int, channels: int, side: int, dtype: torch.dtype) -> torch.Ten
     return torch.empty([num, channels, side, side], dtype=dtype, memory_format=torch.channels_last)
 
 
-def _filtered(layer: Any, images: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
-    """The filter behind the transposed convolution of a layer that doubles the resolution, for such images."""
+def _filtered(layer: Any, images: torch.Tensor) -> tuple[Callable, Callable | None]:
+    """The filter behind the transposed convolution of a layer that doubles the resolution, for such images.
+
+    The second is it and `finish` at once, or None where they are two calls.
+    """
     kernel, up, taps = layer.weight.shape[2], 2, layer.resample_filter
     px0, px1, py0, py1 = upfirdn2d.upsample_padding(taps, up)
     low, high = layer.padding - (kernel - 1), layer.padding - (kernel - up)  # the transposed convolution's own borders
     pads = [px0 + low, px1 + high, py0 + low, py1 + high]
     convolved = _images(len(images), layer.weight.shape[0], up * (images.shape[2] - 1) + kernel, images.dtype)
-    return upfirdn2d.bound(convolved, taps, pads, up**2)
+    finished = None
+    if layer.activation in epilogue.NATIVE_ACTS:
+        settings = epilogue.native_settings(layer.activation, layer.act_gain, layer.conv_clamp)
+        finished = upfirdn2d.bound_epilogue(convolved, taps, pads, up**2, settings)
+    return upfirdn2d.bound(convolved, taps, pads, up**2), finished
 
 
 def _synthesis_block(

@@ -69,9 +69,13 @@ inline Vec load(const Bfloat* p) {
 }
 // To the nearest, ties to even.
 inline void store(Bfloat* p, Vec v) {
+#if defined(__AVX512BF16__)
+    const __m256bh h = _mm512_cvtneps_pbh((__m512)v);
+#else
     const Words u = (Words)v, rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
     const Words is_nan = (Words)((u & 0x7fffffffu) > 0x7f800000u);  // all bits or none
     const Halves h = __builtin_convertvector((rounded & ~is_nan) | (is_nan & 0x7fc0u), Halves);
+#endif
     std::memcpy(p, &h, sizeof h);
 }
 inline float widen(float v) { return v; }

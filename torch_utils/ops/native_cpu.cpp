@@ -377,13 +377,38 @@ Problem strip_of(Problem p, int64_t first, int64_t num) {
     return p;
 }
 
-template <class T> void run_upfirdn2d(const Problem& p, const T* in, T* out) {
+// What follows a filter in a generator's layer, done to a row while it is in the cache; see epilogue_cpu.cpp.
+struct Finish {
+    const float *scale = nullptr, *bias = nullptr, *noise = nullptr;  // per image and channel, channel, pixel; no scale: nothing
+    int64_t noise_step = 0;                                           // between two images
+    float strength = 0, alpha = 1, gain = 1, clamp = -1;
+
+    template <class T> void row(const Problem& p, int64_t image, int64_t o, T* out) const {
+        const float* factor = scale + image * p.step;
+        const float* level = noise ? noise + image * noise_step + o * p.x.out : nullptr;
+        const float limit = clamp >= 0 ? clamp : INFINITY;
+        for (int64_t x = 0; x < p.x.out; x++, out += p.step) {
+            const float add = level ? level[x] * strength : 0;
+#pragma GCC ivdep
+            for (int64_t c = 0; c < p.step; c++) {
+                const float u = widen(out[c]) * factor[c] + (bias[c] + add), y = (u > 0 ? u : u * alpha) * gain;
+                out[c] = narrow<T>(y > limit ? limit : (y < -limit ? -limit : y));
+            }
+        }
+    }
+};
+
+template <class T> void run_upfirdn2d(const Problem& p, const T* in, T* out, const Finish& finish) {
     const int64_t row_out = p.x.out * p.step, plane_in = p.x.in * p.y.in * p.step;
     const int64_t grain = std::max<int64_t>(1, GRAIN / std::max<int64_t>(1, row_out));
     if constexpr (!std::is_same_v<T, double>)
         if (slides<T>(p))
             return at::parallel_for(0, p.planes * p.y.out, grain, [&](int64_t begin, int64_t end) {
-                for (int64_t i = begin; i < end; i++) slide_row(p, in + i / p.y.out * plane_in, i % p.y.out, out + i * row_out);
+                for (int64_t i = begin; i < end; i++) {
+                    slide_row(p, in + i / p.y.out * plane_in, i % p.y.out, out + i * row_out);
+                    if constexpr (!std::is_same_v<T, double>)
+                        if (finish.scale) finish.row(p, i / p.y.out, i % p.y.out, out + i * row_out);
+                }
             });
     // In strips so narrow that the rows which several outputs share are still in the first-level cache.
     const int64_t ideal = STRIP * p.x.up / (p.x.down * p.step), most = p.step < FEW_CHANNELS ? p.x.out : std::max<int64_t>(4, ideal);
@@ -396,6 +421,8 @@ template <class T> void run_upfirdn2d(const Problem& p, const T* in, T* out) {
             for (int64_t i = begin; i < end; i++)
                 rows.compute(in + i / p.y.out * plane_in, i % p.y.out, out + i * row_out + first * p.step);
         }
+        if constexpr (!std::is_same_v<T, double>)
+            for (int64_t i = begin; finish.scale && i < end; i++) finish.row(p, i / p.y.out, i % p.y.out, out + i * row_out);
     });
 }
 
@@ -415,9 +442,9 @@ bool split(const std::vector<double>& whole, int64_t rows, int64_t cols, std::ve
     return true;
 }
 
-at::Tensor upfirdn2d(const at::Tensor& x, const at::Tensor& f, int64_t up_x, int64_t up_y, int64_t down_x,
+at::Tensor resampled(const at::Tensor& x, const at::Tensor& f, int64_t up_x, int64_t up_y, int64_t down_x,
                      int64_t down_y, int64_t pad_x0, int64_t pad_x1, int64_t pad_y0, int64_t pad_y1, bool flip_filter,
-                     double gain) {
+                     double gain, const Finish& finish) {
     TORCH_CHECK_VALUE(x.dim() == 4, "x has ", x.dim(), " axes, wanted [N, C, H, W]");
     TORCH_CHECK_VALUE(f.device().is_cpu() && f.scalar_type() == at::kFloat && (f.dim() == 1 || f.dim() == 2) &&
                           f.numel() > 0 && f.size(0) <= MAX_TAPS && f.size(-1) <= MAX_TAPS,
@@ -458,14 +485,45 @@ at::Tensor upfirdn2d(const at::Tensor& x, const at::Tensor& f, int64_t up_x, int
     at::Tensor y = at::empty({n, c, p.y.out, p.x.out}, x.options(), is_last ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous);
     if (y.numel() == 0) return y;
     switch (x.scalar_type()) {
-        case at::kFloat: run_upfirdn2d(p, image.data_ptr<float>(), y.data_ptr<float>()); break;
-        case at::kDouble: run_upfirdn2d(p, image.data_ptr<double>(), y.data_ptr<double>()); break;
+        case at::kFloat: run_upfirdn2d(p, image.data_ptr<float>(), y.data_ptr<float>(), finish); break;
+        case at::kDouble: run_upfirdn2d(p, image.data_ptr<double>(), y.data_ptr<double>(), finish); break;
         case at::kBFloat16:
-            run_upfirdn2d(p, reinterpret_cast<const Bfloat*>(image.data_ptr()), reinterpret_cast<Bfloat*>(y.data_ptr()));
+            run_upfirdn2d(p, reinterpret_cast<const Bfloat*>(image.data_ptr()), reinterpret_cast<Bfloat*>(y.data_ptr()), finish);
             break;
         default: TORCH_CHECK_VALUE(false, "images are ", x.scalar_type(), ", wanted float32, float64 or bfloat16");
     }
     return y;
+}
+
+at::Tensor upfirdn2d(const at::Tensor& x, const at::Tensor& f, int64_t up_x, int64_t up_y, int64_t down_x,
+                     int64_t down_y, int64_t pad_x0, int64_t pad_x1, int64_t pad_y0, int64_t pad_y1, bool flip_filter,
+                     double gain) {
+    return resampled(x, f, up_x, up_y, down_x, down_y, pad_x0, pad_x1, pad_y0, pad_y1, flip_filter, gain, {});
+}
+
+using Optional = std::optional<at::Tensor>;
+
+// A filter of channels-last images without resampling, and what `epilogue` does, row by row. No gradient.
+at::Tensor filter_epilogue(const at::Tensor& x, const at::Tensor& f, int64_t pad_x0, int64_t pad_x1, int64_t pad_y0, int64_t pad_y1,
+                           double gain, const at::Tensor& scale, const Optional& noise, const Optional& strength,
+                           const at::Tensor& bias, double alpha, double act_gain, double clamp) {
+    TORCH_CHECK_VALUE(x.dim() == 4 && x.scalar_type() != at::kDouble, "x is ", x.scalar_type(), " ", x.sizes(), ", wanted float32 or bfloat16 [N, C, H, W]");
+    const int64_t n = x.size(0), c = x.size(1), h = x.size(2) + pad_y0 + pad_y1 - f.size(0) + 1, w = x.size(3) + pad_x0 + pad_x1 - f.size(-1) + 1;
+    const auto parameter = [](const at::Tensor& t, const char* name, int64_t numel) {
+        TORCH_CHECK_VALUE(t.scalar_type() == at::kFloat && t.is_contiguous() && t.numel() == numel, name, " is ", t.scalar_type(), " ", t.sizes(),
+                          ", wanted ", numel, " contiguous values of float32");
+        return t.const_data_ptr<float>();
+    };
+    Finish finish{parameter(scale, "scale", n * c), parameter(bias, "bias", c)};
+    if (noise && noise->defined()) {
+        const bool is_each = noise->numel() != h * w;
+        TORCH_CHECK_VALUE(strength && strength->defined(), "noise without a strength; wanted both");
+        finish.noise = parameter(*noise, "noise", (is_each ? n : 1) * h * w), finish.noise_step = is_each ? h * w : 0;
+        finish.strength = *parameter(*strength, "strength", 1);
+    }
+    finish.alpha = static_cast<float>(alpha), finish.gain = static_cast<float>(act_gain), finish.clamp = static_cast<float>(clamp);
+    TORCH_CHECK_VALUE(!x.is_contiguous() && x.is_contiguous(at::MemoryFormat::ChannelsLast), "x has strides ", x.strides(), ", wanted channels-last");
+    return resampled(x, f, 1, 1, 1, 1, pad_x0, pad_x1, pad_y0, pad_y1, false, gain, finish);
 }
 
 // ---- bias_act, piecewise linear activations
@@ -604,5 +662,6 @@ at::Tensor bias_act(const at::Tensor& x, const std::optional<at::Tensor>& b, con
 
 TORCH_LIBRARY_IMPL(stylegan_rooted, CPU, m) {
     m.impl("upfirdn2d", &upfirdn2d);
+    m.impl("filter_epilogue", &filter_epilogue);
     m.impl("bias_act", &bias_act);
 }

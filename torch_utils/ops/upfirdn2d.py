@@ -129,6 +129,40 @@ def bound(
     return functools.partial(upfirdn2d, f=f, padding=padding, gain=gain)
 
 
+def bound_epilogue(
+    like: torch.Tensor, f: torch.Tensor, padding: Sequence[int], gain: float, settings: tuple[float, float, float]
+) -> Callable[..., torch.Tensor] | None:
+    """`bound`, and what `epilogue` does after it, while a row is in the cache; None where that takes two calls.
+
+    Args:
+        like: As in `bound`; f, padding and gain too.
+        settings: Of the activation, from `epilogue.native_settings`.
+
+    Returns:
+        Function of (x, scale, noise, strength, bias), noise and strength may be None. No gradient.
+    """
+    suits = _suits_native(like, f, 1, 1) and like.dtype != torch.float64 and not like.is_contiguous()
+    if not (custom_ops.fast_paths() and suits and like.device.type == "cpu" and custom_ops.selected() == "native"):
+        return None
+    schema = (
+        "(Tensor x, Tensor f, int pad_x0, int pad_x1, int pad_y0, int pad_y1, float gain, Tensor scale, Tensor? noise, "
+        "Tensor? strength, Tensor bias, float alpha, float act_gain, float clamp) -> Tensor"
+    )
+    run, pads = custom_ops.declare("filter_epilogue", schema, _filter_epilogue_shape), _padding(padding)
+    return lambda x, scale, noise, strength, bias: run(
+        x, f, *pads, gain, scale.contiguous(), noise, strength, bias, *settings
+    )
+
+
+def _filter_epilogue_shape(
+    x: torch.Tensor, f: torch.Tensor, px0: int, px1: int, py0: int, py1: int, *_: Any
+) -> torch.Tensor:
+    """Shape, type and layout of the compiled operator's result."""
+    fw, fh = _filter_size(f)
+    size = (*x.shape[:2], x.shape[2] + py0 + py1 - fh + 1, x.shape[3] + px0 + px1 - fw + 1)
+    return torch.empty(size, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+
+
 def filter2d(
     x: torch.Tensor,
     f: torch.Tensor | None,
