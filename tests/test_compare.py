@@ -4,6 +4,7 @@ import dataclasses
 import gc
 import hashlib
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -84,6 +85,9 @@ def test_what_it_leaves(compared) -> None:
     for run in results["runs"]:
         assert [kimg for kimg, _ in run["curves"]["fd"]] == [0.004, 0.012, 0.016]
         assert run["sec_per_kimg"] > 0 and 0.05 < run["peak_gib"] < 8
+    # Last snapshots are measured with one seed, which is that of run 0; on the way with the run's own.
+    like_the_run = [run["final"]["fd"]["value"] == run["curves"]["fd"][-1][1] for run in results["runs"]]
+    assert like_the_run == [True, True, False, False]
     (row,) = [row for row in results["differences"] if row["figure"] == results["judged_by"]]
     final = {(r["arm"], r["seed"]): r["final"][results["judged_by"]]["value"] for r in results["runs"]}
     wanted = [final["rooted:k=2", seed] - final["logistic", seed] for seed in (0, 1)]
@@ -250,6 +254,23 @@ def test_what_cannot_be_measured_is_not_trained(pictures, tmp_path, capsys) -> N
     ):
         assert run_cli("compare", *options(pictures, tmp_path / "o"), *extra) == 1
         assert message in capsys.readouterr().err and not (tmp_path / "o").exists()
+
+
+def test_the_content_of_images_and_network_makes_another_run(pictures, tmp_path) -> None:
+    """Not their path: moved images are the same run, changed ones in the same place are not."""
+    mine = Path(shutil.copytree(pictures, tmp_path / "mine"))
+    plan = compare.Planned.of(request(mine, tmp_path / "o", seeds="0"), {})
+    job = plan.jobs(None)[0]
+    job.folder.mkdir(parents=True)
+    run_dir.write_json(job.folder / compare.RUN_FILE, {"fingerprint": plan.fingerprint(job)})
+    moved = compare.Planned.of(request(pictures, tmp_path / "o", seeds="0"), {})
+    assert moved.record(moved.jobs(None)[0]) is None
+    with pytest.raises(ValueError, match="--resume: its content was another"):
+        dataclasses.replace(plan, pickle_sha256="0" * 64).record(job)
+    shutil.copy(mine / "00.png", mine / "01.png")
+    changed = compare.Planned.of(request(mine, tmp_path / "o", seeds="0"), {})
+    with pytest.raises(ValueError, match="logistic-s0 holds another run: --data: its content was another"):
+        changed.record(changed.jobs(None)[0])
 
 
 def test_the_content_of_a_reference_makes_another_run(pictures, tmp_path) -> None:
