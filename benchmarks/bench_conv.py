@@ -1,6 +1,7 @@
 """Our 3x3 convolutions against torch's, forward and both gradients, and whether `conv2d_cpu.pays` chose the faster one.
 
-`prepared` is inference with weights that stay: both sides have them in their own best form before.
+`prepared` is inference with weights that stay: both sides have them in their own best form before; at stride 2 it is
+the transposed convolution.
 Prints one line per shape: GFLOP/s of the direct sum, ratio to torch's, `!` where the choice costs more than a tenth,
 and last how much of the fastest possible time the choices lose in all. `--json FILE` keeps the seconds.
 Usage: python benchmarks/bench_conv.py [--quick] [--threads N] [--dtype float32|bfloat16] [--json FILE]
@@ -78,6 +79,16 @@ def cases(n: int, c: int, o: int, side: int, stride: int, dtype: torch.dtype) ->
         out["prepared"] = (
             lambda: ops._convolution_pointwise(x, packed, None, ones, ones, ones, 1, "none", [], ""),
             lambda: conv2d_cpu.conv2d_prepared(x, u, o), conv2d_cpu.prepared_pays(n, c, o, side, side, dtype),
+        )  # fmt: skip
+    elif dtype == torch.float32 and packed_conv2d.has_packed():
+        v, ops, zeros, ones, twos = conv2d_cpu.prepare(w, transposed=True), torch.ops.mkldnn, [0, 0], [1, 1], [2, 2]
+        packed = ops._reorder_convolution_transpose_weight(w, zeros, zeros, twos, ones, 1, list(dy.shape))
+        chosen = conv2d_cpu.prepared_pays(n, o, c, side, side, dtype, transposed=True)
+        out["prepared"] = (
+            lambda: ops._convolution_transpose_pointwise(
+                dy, packed, None, zeros, zeros, twos, ones, 1, "none", [], ""
+            ),
+            lambda: conv2d_cpu.conv2d_prepared(dy, v, c, transposed=True), chosen,
         )  # fmt: skip
     return out
 

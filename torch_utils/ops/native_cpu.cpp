@@ -384,17 +384,26 @@ struct Finish {
     float strength = 0, alpha = 1, gain = 1, clamp = -1;
 
     template <class T> void row(const Problem& p, int64_t image, int64_t o, T* out) const {
-        const float* factor = scale + image * p.step;
-        const float* level = noise ? noise + image * noise_step + o * p.x.out : nullptr;
-        const float limit = clamp >= 0 ? clamp : INFINITY;
-        for (int64_t x = 0; x < p.x.out; x++, out += p.step) {
+        const int64_t channels = p.step, whole = channels / LANES * LANES;
+        const float *factor = scale + image * channels, *level = noise ? noise + image * noise_step + o * p.x.out : nullptr;
+        for (int64_t x = 0; x < p.x.out; x++, out += channels) {
             const float add = level ? level[x] * strength : 0;
-#pragma GCC ivdep
-            for (int64_t c = 0; c < p.step; c++) {
-                const float u = widen(out[c]) * factor[c] + (bias[c] + add), y = (u > 0 ? u : u * alpha) * gain;
-                out[c] = narrow<T>(y > limit ? limit : (y < -limit ? -limit : y));
-            }
+            for (int64_t c = 0; c < whole; c += LANES) store(out + c, done(load(out + c), load(factor + c), load(bias + c) + add));
+            if (whole == channels) continue;
+            T in[LANES] = {};
+            float some[2][LANES] = {};
+            const int64_t num = channels - whole;
+            std::copy_n(out + whole, num, in), std::copy_n(factor + whole, num, some[0]), std::copy_n(bias + whole, num, some[1]);
+            store(in, done(load(in), load(some[0]), load(some[1]) + add));
+            std::copy_n(in, num, out + whole);
         }
+    }
+
+    Vec done(Vec y, Vec factor, Vec offset) const {
+        const Vec u = y * factor + offset;
+        Vec out = (u > 0 ? u : u * alpha) * gain;
+        if (clamp >= 0) out = out > clamp ? Vec{} + clamp : out, out = out < -clamp ? Vec{} - clamp : out;
+        return out;
     }
 };
 
