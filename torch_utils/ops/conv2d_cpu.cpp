@@ -180,6 +180,8 @@ constexpr float PQ = P2 * Q2, SUM = P2 + Q2;
 constexpr float NP = 1 / (2 * P2 * (P2 - Q2)), NQ = 1 / (2 * Q2 * (Q2 - P2)), NZ = 1 / PQ;
 constexpr int64_t BUDGET = 12 << 20;  // bytes of transformed tiles at a time: they should stay in the last-level cache
 
+constexpr int64_t LOCAL = 4 << 20;    // bytes of a block and the kernel up to which a block is better done by one thread
+
 // Six samples of a row or column of the image, transformed.
 inline void image_1d(const Vec* d, int step, Vec* out, int out_step) {
     const Vec a = d[0], b = d[step], c = d[2 * step], e = d[3 * step], f = d[4 * step], g = d[5 * step];
@@ -416,39 +418,60 @@ void winograd(const at::Tensor& x, const at::Tensor& u, int64_t pad_y, int64_t p
     const Images in(x), out(y);
     const Tiles tiles(out.n, out.h, out.w);
     const Blocks blocks(tiles.total, ROWS);
-    const int64_t at_once = blocks_at_once(blocks, PLANES * (padded(in.c) + padded(out.c))), panels = ceil_div(out.c, PANEL);
+    const int64_t panels = ceil_div(out.c, PANEL), per_block = PLANES * blocks.size * (padded(in.c) + padded(out.c));
+    const float* us = u.const_data_ptr<float>();
+    const T* xs = data<T>(x);
+    T* ys = data<T>(y);
+    const auto transform = [&](int64_t first, int64_t t, const Transformed& left) {
+        const int64_t b = t / blocks.size, len = blocks.len(b), row = t % blocks.size;
+        transform_image(xs, in, tiles.place(t), pad_y, pad_x, left.plane(b - first, 0, len) + row * left.step, len * left.step, in.c,
+                        layer);
+    };
+    const auto multiply = [&](int64_t first, int64_t num, int64_t item, const Transformed& left, const Transformed& result) {
+        const int64_t p = item / panels, panel = item % panels;
+        for (int64_t b = 0; b < num; b++) {
+            const int64_t len = blocks.len(first + b);
+            const Term term{left.plane(b, p, len), us + item * in.c * PANEL};
+            product<true>(len, {in.c, left.step, PANEL, result.step, false}, &term, 1, result.plane(b, p, len) + panel * PANEL);
+        }
+    };
+    const auto finish = [&](int64_t first, int64_t t, const Transformed& result) {
+        const int64_t b = t / blocks.size, len = blocks.len(b), row = t % blocks.size;
+        transform_result(result.plane(b - first, 0, len) + row * result.step, len * result.step, ys, out, tiles.place(t), layer);
+    };
+
+    // Few channels: a thread takes a block from image to image, so that transformed tiles stay in its core's own cache.
+    const int64_t bytes = static_cast<int64_t>(sizeof(float)) * (per_block + PLANES * panels * PANEL * in.c);
+    if (bytes <= LOCAL && blocks.num >= at::get_num_threads()) {
+        const at::Tensor own = scratch(at::get_num_threads() * per_block);
+        at::parallel_for(0, blocks.num, 1, [&](int64_t begin, int64_t end) {
+            float* start = own.data_ptr<float>() + at::get_thread_num() * per_block;
+            const Transformed left(start, in.c, blocks.size), result(start + left.size, out.c, blocks.size);
+            for (int64_t b = begin; b < end; b++) {
+                const int64_t first = blocks.start(b), last = first + blocks.len(b);
+                for (int64_t t = first; t < last; t++) transform(b, t, left);
+                for (int64_t item = 0; item < PLANES * panels; item++) multiply(b, 1, item, left, result);
+                for (int64_t t = first; t < last; t++) finish(b, t, result);
+            }
+        });
+        return;
+    }
+
+    const int64_t at_once = blocks_at_once(blocks, PLANES * (padded(in.c) + padded(out.c)));
     const at::Tensor v = scratch(at_once * PLANES * blocks.size * padded(in.c));
     const at::Tensor m = scratch(at_once * PLANES * blocks.size * padded(out.c));
     const Transformed left(v.data_ptr<float>(), in.c, blocks.size), result(m.data_ptr<float>(), out.c, blocks.size);
-    const T* xs = data<T>(x);
-    T* ys = data<T>(y);
     for (int64_t first = 0; first < blocks.num; first += at_once) {
         const int64_t num = std::min(at_once, blocks.num - first), start = blocks.start(first);
         const int64_t end_tile = std::min(blocks.start(first + num), tiles.total);
         at::parallel_for(start, end_tile, 1, [&](int64_t begin, int64_t end) {
-            for (int64_t t = begin; t < end; t++) {
-                const int64_t b = t / blocks.size, len = blocks.len(b), row = t % blocks.size;
-                transform_image(xs, in, tiles.place(t), pad_y, pad_x, left.plane(b - first, 0, len) + row * left.step,
-                                len * left.step, in.c, layer);
-            }
+            for (int64_t t = begin; t < end; t++) transform(first, t, left);
         });
         at::parallel_for(0, PLANES * panels, 1, [&](int64_t begin, int64_t end) {
-            for (int64_t item = begin; item < end; item++) {
-                const int64_t p = item / panels, panel = item % panels;
-                for (int64_t b = 0; b < num; b++) {
-                    const int64_t len = blocks.len(first + b);
-                    const Term term{left.plane(b, p, len), u.const_data_ptr<float>() + item * in.c * PANEL};
-                    product<true>(len, {in.c, left.step, PANEL, result.step, false}, &term, 1,
-                                  result.plane(b, p, len) + panel * PANEL);
-                }
-            }
+            for (int64_t item = begin; item < end; item++) multiply(first, num, item, left, result);
         });
         at::parallel_for(start, end_tile, 1, [&](int64_t begin, int64_t end) {
-            for (int64_t t = begin; t < end; t++) {
-                const int64_t b = t / blocks.size, len = blocks.len(b), row = t % blocks.size;
-                transform_result(result.plane(b - first, 0, len) + row * result.step, len * result.step, ys, out, tiles.place(t),
-                                 layer);
-            }
+            for (int64_t t = begin; t < end; t++) finish(first, t, result);
         });
     }
 }
