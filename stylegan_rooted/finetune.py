@@ -24,6 +24,7 @@ from stylegan_rooted import __version__, estimate, evaluation, losses, measuring
 from stylegan_rooted.surgery_rules import discriminator_for
 from torch_utils import distributed, images, misc, seeding
 from torch_utils.distributed import DistEnv, Place, ProcessFailed
+from torch_utils.ops import allocator
 from training import checkpoint, data_record, execution, measured, network_file, run_dir, watchdog
 from training.ada import AdaController
 from training.adapters import LowRankAdapters
@@ -525,6 +526,7 @@ def configure_torch(config: FinetuneConfig, device: torch.device) -> None:
         torch.set_num_threads(config.runtime.threads)
     if device.type == "cpu":
         misc.keep_freed_memory()
+        allocator.keep_blocks()
     if device.type == "cuda":
         torch.backends.cudnn.benchmark = not config.runtime.nobench
         torch.backends.cuda.matmul.allow_tf32 = config.runtime.tf32
