@@ -442,7 +442,7 @@ void winograd(const at::Tensor& x, const at::Tensor& u, int64_t pad_y, int64_t p
 
     // Few channels: a thread takes a block from image to image, so that transformed tiles stay in its core's own cache.
     const int64_t bytes = static_cast<int64_t>(sizeof(float)) * (per_block + PLANES * panels * PANEL * in.c);
-    if (bytes <= LOCAL && blocks.num >= at::get_num_threads()) {
+    if (bytes <= LOCAL && blocks.num >= 4 * at::get_num_threads()) {  // fewer are hard to share out
         const at::Tensor own = scratch(at::get_num_threads() * per_block);
         at::parallel_for(0, blocks.num, 1, [&](int64_t begin, int64_t end) {
             float* start = own.data_ptr<float>() + at::get_thread_num() * per_block;
