@@ -16,8 +16,6 @@ import torch
 
 Function = TypeVar("Function", bound=Callable)
 
-SMALL_BLOCKS = {2**15: 512, 2**19: 64}  # bytes: how many, for `keep_freed_memory`
-
 nan_to_num = torch.nan_to_num
 symbolic_assert = torch._assert
 
@@ -107,25 +105,7 @@ def keep_freed_memory() -> bool:
     done = all([bool(mallopt(parameter, value)) for parameter, value in settings.items()])
     if done:
         _ask_for_huge_pages(libc)
-        _set_small_blocks_apart(libc)
     return done
-
-
-def _set_small_blocks_apart(libc: Any) -> None:
-    """Let the heap have a supply of small free blocks.
-
-    A small request is served from the smallest free block that fits. Where that is the gap which an image left, what is
-    put into it splits it for as long as it lives, and the next image needs new memory. So there are small ones, kept
-    from growing together by what lies between them for good: a seventeenth less memory at 256 pixels.
-    """
-    libc.malloc.restype = ctypes.c_void_p
-    blocks = []
-    for size, num in SMALL_BLOCKS.items():
-        for _ in range(num):
-            blocks.append(libc.malloc(ctypes.c_size_t(size)))
-            libc.malloc(ctypes.c_size_t(16))
-    for block in blocks:
-        libc.free(ctypes.c_void_p(block))
 
 
 def _ask_for_huge_pages(libc: Any) -> None:
