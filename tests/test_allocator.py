@@ -93,17 +93,18 @@ def run(script: str, **env: str) -> subprocess.CompletedProcess:
 def test_blocks_are_kept_and_given_back_under_stress() -> None:
     if not custom_ops.available():
         pytest.skip("no compiled operators here")
-    done = run(STRESS, STYLEGAN_ROOTED_OPS="native", STYLEGAN_ROOTED_ALLOCATOR="auto")
+    done = run(STRESS, STYLEGAN_ROOTED_OPS="native", STYLEGAN_ROOTED_ALLOCATOR="blocks")
     assert done.returncode == 0 and done.stdout == "done\n", done.stderr[-2000:]
 
 
 def test_the_switch(monkeypatch) -> None:
-    monkeypatch.setenv(allocator.VARIABLE, "system")
-    assert not allocator.keep_blocks()
+    for value in ("system", ""):
+        monkeypatch.setenv(allocator.VARIABLE, value)
+        assert not allocator.keep_blocks()
     monkeypatch.setenv(allocator.VARIABLE, "fast")
-    with pytest.raises(ValueError, match="STYLEGAN_ROOTED_ALLOCATOR is 'fast', wanted one of auto, system"):
+    with pytest.raises(ValueError, match="STYLEGAN_ROOTED_ALLOCATOR is 'fast', wanted one of system, blocks"):
         allocator.keep_blocks()
-    monkeypatch.setenv(allocator.VARIABLE, "auto")
+    monkeypatch.setenv(allocator.VARIABLE, "blocks")
     monkeypatch.setenv(custom_ops.VARIABLE, "torch")
     assert not allocator.keep_blocks() and allocator.kept_bytes() == 0
     allocator.give_back()  # nothing to do
