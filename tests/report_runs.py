@@ -120,7 +120,7 @@ def make_run(
     """A run folder as `finetune` leaves it, of 4 kimg with a snapshot at 0, 2 and 4."""
     folder.mkdir(parents=True)
     config = FinetuneConfig(resume="base.pkl").replace(
-        **{"loss__gamma": 1.0, "schedule__kimg": 4.0, "data__path": str(data), **options}
+        **{"loss__name": "rooted", "loss__gamma": 1.0, "schedule__kimg": 4.0, "data__path": str(data), **options}
     )
     (folder / "training_options.json").write_text(json.dumps(config.to_dict()))
     environment = {

@@ -229,7 +229,7 @@ def test_a_state_from_before_there_were_rollbacks_goes_on_and_a_lacking_one_is_n
 
 def test_a_restored_run_has_the_state_it_was_given(pictures, tmp_path) -> None:
     """Everything, ADA's open sums among it, which only rarely tip a scale."""
-    settings = config(pictures, tmp_path, schedule__kimg=0.024, loss=LossConfig(k="1.5:3@0.04"))
+    settings = config(pictures, tmp_path, schedule__kimg=0.024, loss=LossConfig(name="rooted", k="1.5:3@0.04"))
     state = checkpoint.read(checkpoint.find(finetune.run(settings, say=quiet))[0])
     assert state["ada"]["sums"] and any(state["stats"]["sums"]) and state["data"]["drawn"] == 24
     run = finetune.build_run(finetune.prepare(settings), tmp_path, state=state)

@@ -290,7 +290,8 @@ def test_dry_run_prints_what_config_reads_back(pictures, tmp_path, capsys) -> No
         (["--k", "0.5"], 2, "--k"),
         (["--loss", "hinge"], 2, "--loss"),
         (["--loss", "logistic", "--k", "3"], 2, "--k is for --loss rooted"),
-        (["--tail", "linear"], 2, "--tail-at"),
+        (["--loss", "rooted", "--tail", "linear"], 2, "--tail-at"),
+        (["--tail", "linear"], 2, "--tail is for --loss rooted, not --loss logistic"),
         (["--batch", "6", "--batch-gpu", "4"], 2, "--batch 6 is not a multiple"),
         (["--augpipe", "sparkles"], 2, "--augpipe"),
         (["--cfg", "mega"], 2, "--cfg"),
@@ -542,5 +543,5 @@ def test_neither_checkpoint_nor_scratch_is_wrong_use(pictures, tmp_path, capsys)
 def test_help_names_every_option_with_its_default(capsys) -> None:
     assert run_cli("finetune", "--help") == 0
     text = " ".join(capsys.readouterr().out.split())
-    for part in ("Objective:", "--gamma", "0.0002 * resolution^2 / batch", "[default: 0.85]", "[default: rooted]"):
+    for part in ("Objective:", "--gamma", "0.0002 * resolution^2 / batch", "[default: 0.85]", "[default: logistic]"):
         assert part in text

@@ -135,7 +135,7 @@ def test_json_is_the_facts_and_names_where_they_come_from(full: tuple[dict[str, 
     assert run["run"]["reproduce"]["command"] == "stylegan-rooted finetune --data 'a b.zip'"
     options = {o["name"]: (o["value"], o["default"], o["automatic"]) for o in run["run"]["options"]}
     assert options["resume"] == ("base.pkl", "none", False) and options["loss.gamma"] == ("1", "auto", True)
-    assert "loss.name" not in options
+    assert options["loss.name"] == ("rooted", "logistic", False) and "loss.k" not in options
     for package in ("stylegan-rooted", "python", "torch", "numpy", "scipy", "pillow"):
         assert result["environment"]["versions"][package]
 

@@ -91,7 +91,7 @@ class NetworkConfig:
 class LossConfig:
     """The adversarial objective and its regularisers."""
 
-    name: str = "rooted"
+    name: str = "logistic"
     k: str = "2"
     tail: str = "none"
     tail_at: float | None = None
