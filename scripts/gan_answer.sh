@@ -59,7 +59,7 @@ for stage in $stages; do
       ;;
     scratch)
       compare twemoji-scratch --losses logistic,rooted:k=2,rooted:k=20 --data data/twemoji-64.zip --mirror true --subset 200 \
-        --resume none --cbase 2048 --cmax 64 --kimg 4 --tick 1
+        --resume none --cbase 2048 --cmax 64 --kimg 3 --tick 1
       ;;
     *) echo "unknown stage $stage" >&2 && exit 2 ;;
   esac
