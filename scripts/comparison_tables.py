@@ -99,7 +99,9 @@ def draw(comparisons: dict[str, dict[str, Any]], path: Path) -> None:
 
     arms = list(dict.fromkeys(v["arm"] for found in comparisons.values() for v in found["verdicts"]))
     colours = dict(zip(arms, ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"), strict=False))
-    figure, axes = pyplot.subplots(figsize=(8, 1 + 0.16 * sum(len(f["verdicts"]) + 1 for f in comparisons.values())))
+    figure, axes = pyplot.subplots(
+        layout="constrained", figsize=(8, 1 + 0.16 * sum(len(f["verdicts"]) + 1 for f in comparisons.values()))
+    )
     y, ticks = 0.0, []
     for name, found in comparisons.items():
         first = y
@@ -122,13 +124,7 @@ def draw(comparisons: dict[str, dict[str, Any]], path: Path) -> None:
     axes.set_yticks([t for t, _ in ticks], [n for _, n in ticks])
     axes.invert_yaxis()
     axes.set_xlabel("last FD against the logistic loss, per cent (mean of pairs, 95 % t interval); left is better")
-    axes.legend(
-        loc="upper center",
-        bbox_to_anchor=(0.45, 1.0 + 1.2 / figure.get_figheight()),
-        ncols=3,
-        frameon=False,
-        fontsize=9,
-    )
+    figure.legend(loc="outside upper center", ncols=3, frameon=False, fontsize=9)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     figure.savefig(path, dpi=110, bbox_inches="tight")
