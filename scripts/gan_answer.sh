@@ -6,6 +6,7 @@
 #     finetune  three targets, full and 100 images; logistic, k = 2 as given and calibrated, k = 8
 #     tune      Twemoji, learning rate and gamma chosen for every arm from one grid
 #     scratch   200 images of 64x64 from scratch, otherwise "auto": logistic, k = 2, k = 20
+#     tail      digits once more with k = 2 and a linear tail, where k = 2 alone falls apart
 #     arms      finetune's comparisons with two arms more: k = 2 with a linear tail, and k from 2 to 64 within 2 kimg
 #
 # Builds the data sets on first use, trains with two processes of one thread each, and writes FOLDER/NAME/compare.{json,md,html}.
@@ -14,7 +15,7 @@ set -euo pipefail
 here=$(cd "$(dirname "$0")/.." && pwd)
 folder=${1:?usage: scripts/gan_answer.sh FOLDER [STAGE ...]}
 shift
-stages=${*:-finetune scratch tune arms}
+stages=${*:-finetune tail scratch tune arms}
 bin=${BIN:-$here/.venv/bin}
 mkdir -p "$folder" && cd "$folder"
 [ -f data/digits-32.zip ] || "$bin/python" "$here/scripts/experiment_targets.py" data
@@ -53,6 +54,7 @@ for stage in $stages; do
       both openmoji true 3 "$losses"
       both digits false 3 "$losses"
       ;;
+    tail) both digits false 3 "$first,rooted:k=2,tail=4" ;;
     tune)
       compare twemoji-tuned --losses logistic,rooted:k=2 --data data/twemoji-32.zip --mirror true --kimg 5 --tick 1 $shared \
         --tune "lr=0.001,0.002,0.004;gamma=0.1,0.5,2" --tune-kimg 2.5
