@@ -2,7 +2,7 @@
 
 Usage: python scripts/draw_report.py REPORT.html OUT.png
 
-Needs Chromium, chromedriver and selenium. The sections "What was trained" and "How" (tables with paths) are left
+Needs Chromium, chromedriver and selenium. What names paths ("What was trained", "How", places of networks) is left
 out, and all that follows six curves.
 """
 
@@ -18,9 +18,13 @@ from selenium.webdriver.chrome.service import Service
 WIDTH = 1000
 SWITCHES = ("--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--disable-background-networking")
 LEAVE_OUT = """
-const gone = document.querySelectorAll("#s0-trained, #s0-how");
-for (const heading of gone) {
-  while (heading.nextElementSibling && heading.nextElementSibling.tagName != "H2") heading.nextElementSibling.remove();
+for (const heading of document.querySelectorAll("[id$=-trained], [id$=-how], #compare")) {
+  const level = heading.tagName;
+  while (heading.nextElementSibling && heading.nextElementSibling.tagName != level) heading.nextElementSibling.remove();
+  heading.remove();
+}
+for (const heading of [...document.querySelectorAll("article > h2")].filter((h) => /^s[0-9]+$/.test(h.id))) {
+  while (heading.nextElementSibling && heading.nextElementSibling.tagName != "H3") heading.nextElementSibling.remove();
   heading.remove();
 }
 const charts = document.querySelectorAll("figure.chart");

@@ -6,7 +6,7 @@
 #     finetune  three targets, full and 100 images; logistic, k = 2 as given and calibrated, k = 8
 #     tune      Twemoji, learning rate and gamma chosen for every arm from one grid
 #     scratch   200 images of 64x64 from scratch, otherwise "auto": logistic, k = 2, k = 20
-#     tail      digits once more with k = 2 and a linear tail, where k = 2 alone falls apart
+#     tail      all digits once more with k = 2 and a linear tail, where k = 2 alone falls apart
 #     arms      finetune's comparisons with two arms more: k = 2 with a linear tail, and k from 2 to 64 within 2 kimg
 #
 # Builds the data sets on first use, trains with two processes of one thread each, and writes FOLDER/NAME/compare.{json,md,html}.
@@ -54,7 +54,9 @@ for stage in $stages; do
       both openmoji true 3 "$losses"
       both digits false 3 "$losses"
       ;;
-    tail) both digits false 3 "$first,rooted:k=2,tail=4" ;;
+    tail)
+      compare digits-full --losses "$first,rooted:k=2,tail=4" --data data/digits-32.zip --mirror false --kimg 3 --tick 1 $shared $rates
+      ;;
     tune)
       compare twemoji-tuned --losses logistic,rooted:k=2 --data data/twemoji-32.zip --mirror true --kimg 5 --tick 1 $shared \
         --tune "lr=0.001,0.002,0.004;gamma=0.1,0.5,2" --tune-kimg 2.5
