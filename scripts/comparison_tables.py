@@ -91,7 +91,7 @@ def together(comparisons: list[dict[str, Any]], arm: str) -> tuple[float, float,
 
 
 def draw(comparisons: dict[str, dict[str, Any]], path: Path) -> None:
-    """Mean differences with Student's intervals, in per cent of the baseline's figure; a colour per arm."""
+    """Mean differences with Student's intervals, as ratios to the baseline's figure; a colour per arm."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -102,28 +102,33 @@ def draw(comparisons: dict[str, dict[str, Any]], path: Path) -> None:
     figure, axes = pyplot.subplots(
         layout="constrained", figsize=(8, 1 + 0.16 * sum(len(f["verdicts"]) + 1 for f in comparisons.values()))
     )
-    y, ticks = 0.0, []
+    y, ticks, labels = 0.0, [], {arm: arm for arm in arms}
     for name, found in comparisons.items():
         first = y
         for verdict in found["verdicts"]:
             d = log_ratios(found, verdict["arm"])
             half = stats.t.ppf(0.975, len(d) - 1) * np.std(d, ddof=1) / math.sqrt(len(d)) if len(d) > 1 else 0
-            ends = 100 * np.expm1([np.mean(d) - half, np.mean(d), np.mean(d) + half]) if d else [math.nan] * 3
+            ends = np.exp([np.mean(d) - half, np.mean(d), np.mean(d) + half]) if d else [math.nan] * 3
             axes.plot(
                 ends[::2],
                 [y, y],
                 color=colours[verdict["arm"]],
                 linewidth=2,
-                label=verdict["arm"] if not first else None,
+                label=labels.pop(verdict["arm"], None),
             )
             axes.plot(ends[1], y, "o", color=colours[verdict["arm"]], markersize=5)
             y += 1
         ticks.append(((first + y - 1) / 2, name))
         y += 1
-    axes.axvline(0, color="#555555", linewidth=1)
+    axes.axvline(1, color="#555555", linewidth=1)
     axes.set_yticks([t for t, _ in ticks], [n for _, n in ticks])
     axes.invert_yaxis()
-    axes.set_xlabel("last FD against the logistic loss, per cent (mean of pairs, 95 % t interval); left is better")
+    axes.set_xscale("log")
+    low, high = axes.get_xlim()
+    shown = [tick for tick in (0.5, 0.7, 0.85, 1, 1.2, 1.5, 2, 3, 5, 10, 20, 50) if low <= tick <= high]
+    axes.set_xticks(shown, [f"{tick:g}" for tick in shown], minor=False)
+    axes.set_xticks([], minor=True)
+    axes.set_xlabel("last FD over the logistic loss's, logarithmic (mean of pairs, 95 % t interval); left is better")
     figure.legend(loc="outside upper center", ncols=3, frameon=False, fontsize=9)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)

@@ -211,7 +211,7 @@ def train(run: Run, hooks: Hooks) -> None:
                 f"{progress.num_nonfinite} steps had non-finite gradients and were left out (limit --max-nonfinite "
                 f"{run.config.optim.max_nonfinite}); last state: {checkpoint.path_of(run.path, progress.cur_nimg)}. "
                 "The same command would end here again: a larger --max-nonfinite goes on from there, --restart with a "
-                "larger --gamma, a smaller --glr/--dlr, or --tail linear starts anew"
+                "larger --gamma, a smaller --glr/--dlr (--loss rooted: or --tail linear) starts anew"
             )
             raise run.env.everywhere(error)
         if run.verdict.state == watchdog.DIVERGING and run.config.optim.on_divergence != "warn":

@@ -20,7 +20,7 @@ ADVICE = {
     SATURATED: "D wants more augmentation than --p-max: more data, --mirror true or a larger --gamma help",
     OVERFITTING: "take the best snapshot so far; more data, augmentation or --freezed delays this",
     COLLAPSING: "images become alike: go back to an earlier snapshot, with a larger --gamma or a smaller --glr",
-    DIVERGING: "go back to the last good state, with a larger --gamma, smaller --glr and --dlr, or --tail linear",
+    DIVERGING: "go back to the last good state, larger --gamma, smaller --glr and --dlr (--loss rooted: a --tail)",
     TAIL_DOMINATED: "few far-off samples steer the rooted loss: a larger --k or --tail linear bounds their share",
 }
 
