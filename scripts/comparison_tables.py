@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from stylegan_rooted import paired
+
 SHOWN = ("kd", "density", "coverage", "memorisation")
 
 
@@ -50,8 +52,8 @@ def arms_table(found: dict[str, Any]) -> str:
     return table(["arm", "finished", *(name.upper() if len(name) < 4 else name for name in figures)], rows)
 
 
-def differences_table(found: dict[str, Any]) -> str:
-    """Paired differences of the figure that decides, and how long the way takes."""
+def differences_table(found: dict[str, Any], against: str) -> str:
+    """Paired differences of the figure that decides, ratios to the arm `against`, and how long the way takes."""
     rows = []
     for verdict in found["verdicts"]:
         arm = verdict["arm"]
@@ -61,33 +63,43 @@ def differences_table(found: dict[str, Any]) -> str:
         shown = ["", "", "", ""] if row is None else [
             f"{row['mean']:+.3g}", interval(row["bootstrap"]), interval(row["student"]), interval(row["corrected"])
         ]  # fmt: skip
-        rows.append([arm, *shown, verdict["outcome"], took])
-    names = ["arm less logistic", "mean", "bootstrap", "t", "t, corrected", "outcome", "kimg to 90 %, over logistic's"]
-    return table(names, rows)
+        own, theirs = figures_of(found, arm, against)
+        ratio = ""
+        if own and arm != against:
+            r = paired.paired_ratio(own, theirs, method="t")
+            ratio = f"{r.mean:.2f} ({r.low:.2f} to {r.high:.2f})"
+        rows.append([arm, *shown, verdict["outcome"], took, ratio])
+    names = [f"arm less {found['baseline']}", "mean", "bootstrap", "t", "t, corrected", "outcome"]
+    return table([*names, f"kimg to 90 %, over {found['baseline']}'s", f"over {against}'s (t)"], rows)
 
 
-def log_ratios(found: dict[str, Any], arm: str) -> list[float]:
-    """Logarithms of (arm's last figure / baseline's), one per pair."""
+def figures_of(found: dict[str, Any], arm: str, against: str) -> tuple[list[float], list[float]]:
+    """Last figures of two arms, in the seeds in which both have one."""
     values: dict[tuple[str, int], float] = {}
     for run in found["runs"]:
         value = (run["final"].get(found["judged_by"]) or {}).get("value") if run["status"] == "finished" else None
         if value is not None:
             values[run["arm"], run["seed"]] = value
-    pairs = [(values.get((arm, s)), values.get((found["baseline"], s))) for s in found["seeds"]]
-    return [math.log(a / b) for a, b in pairs if a and b]
+    seeds = [s for s in found["seeds"] if (arm, s) in values and (against, s) in values]
+    return [values[arm, s] for s in seeds], [values[against, s] for s in seeds]
 
 
-def together(comparisons: list[dict[str, Any]], arm: str) -> tuple[float, float, float, int, int] | None:
-    """Ratio of the figure over all comparisons that have the arm: (geometric mean, low, high, comparisons, pairs)."""
-    groups = [d for found in comparisons if len(d := log_ratios(found, arm)) > 1]
+def together(comparisons: list[dict[str, Any]], arm: str, num_arms: int) -> str:
+    """Ratio of the last figure to the baseline's over all comparisons that have the arm; "" for fewer than two."""
+    pairs = [figures_of(found, arm, found["baseline"]) for found in comparisons]
+    groups = [np.log(own) - np.log(theirs) for own, theirs in pairs if len(own) > 1]
     if len(groups) < 2:
-        return None
+        return ""
     parts = np.array([np.var(d, ddof=1) / len(d) for d in groups]) / len(groups) ** 2
     mean, variance = float(np.mean([np.mean(d) for d in groups])), float(parts.sum())
     freedom = variance**2 / float(sum(p**2 / (len(d) - 1) for p, d in zip(parts, groups, strict=True)))
-    half = float(stats.t.ppf(0.975, freedom)) * math.sqrt(variance)
-    ends = (math.exp(mean), math.exp(mean - half), math.exp(mean + half))
-    return *ends, len(groups), sum(map(len, groups))
+
+    def ends(level: float) -> str:
+        half = float(stats.t.ppf((1 + level) / 2, freedom)) * math.sqrt(variance)
+        return f"{math.exp(mean - half):.3f} to {math.exp(mean + half):.3f}"
+
+    corrected = ends(1 - 0.05 / num_arms)
+    return f"{math.exp(mean):.3f} ({ends(0.95)}; corrected {corrected}), {sum(map(len, groups))} pairs"
 
 
 def draw(comparisons: dict[str, dict[str, Any]], path: Path) -> None:
@@ -106,17 +118,11 @@ def draw(comparisons: dict[str, dict[str, Any]], path: Path) -> None:
     for name, found in comparisons.items():
         first = y
         for verdict in found["verdicts"]:
-            d = log_ratios(found, verdict["arm"])
-            half = stats.t.ppf(0.975, len(d) - 1) * np.std(d, ddof=1) / math.sqrt(len(d)) if len(d) > 1 else 0
-            ends = np.exp([np.mean(d) - half, np.mean(d), np.mean(d) + half]) if d else [math.nan] * 3
-            axes.plot(
-                ends[::2],
-                [y, y],
-                color=colours[verdict["arm"]],
-                linewidth=2,
-                label=labels.pop(verdict["arm"], None),
-            )
-            axes.plot(ends[1], y, "o", color=colours[verdict["arm"]], markersize=5)
+            arm, (own, theirs) = verdict["arm"], figures_of(found, verdict["arm"], found["baseline"])
+            if own:
+                r = paired.paired_ratio(own, theirs, method="t")
+                axes.plot([r.low, r.high], [y, y], color=colours[arm], linewidth=2, label=labels.pop(arm, None))
+                axes.plot(r.mean, y, "o", color=colours[arm], markersize=5)
             y += 1
         ticks.append(((first + y - 1) / 2, name))
         y += 1
@@ -140,25 +146,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", type=Path, nargs="+")
     parser.add_argument("--png", type=Path)
+    parser.add_argument("--against", help="the arm of the ratios, instead of each comparison's baseline")
     args = parser.parse_args()
     comparisons = {path.parent.name: json.loads(path.read_text(encoding="utf-8")) for path in args.files}
     for name, found in comparisons.items():
-        print(f"#### {name}\n\n{found['verdict']}\n\n{arms_table(found)}\n{differences_table(found)}")
+        differences = differences_table(found, args.against or found["baseline"])
+        print(f"#### {name}\n\n{found['verdict']}\n\n{arms_table(found)}\n{differences}")
         if found["tuning"]:
             chosen = found["tuning"]["chosen"]
             print("Chosen: " + "; ".join(f"{arm}: {c['setting']}{c['note']}" for arm, c in chosen.items()) + "\n")
     arms = list(dict.fromkeys(v["arm"] for found in comparisons.values() for v in found["verdicts"]))
     rows = []
     for arm in arms:
-        outcomes = [v["outcome"] for f in comparisons.values() for v in f["verdicts"] if v["arm"] == arm]
-        all_of_them = together([f for f in comparisons.values() if any(a["name"] == arm for a in f["arms"])], arm)
-        ratio = (
-            "" if all_of_them is None else "{:.3f} ({:.3f} to {:.3f}), {} comparisons, {} pairs".format(*all_of_them)
-        )
+        own = [found for found in comparisons.values() if any(v["arm"] == arm for v in found["verdicts"])]
+        outcomes = [v["outcome"] for found in own for v in found["verdicts"] if v["arm"] == arm]
         counted = [str(outcomes.count(word)) for word in ("better", "no difference seen", "worse")]
-        rows.append([arm, *counted, str(len(outcomes)), ratio])
+        rows.append([arm, *counted, str(len(own)), together(own, arm, len(arms))])
     print("#### All together\n")
-    print(table(["arm", "better", "no difference seen", "worse", "of", "FD over logistic's (95 %)"], rows))
+    print(table(["arm", "better", "no difference seen", "worse", "of", "last figure over the baseline's (95 %)"], rows))
     if args.png:
         draw(comparisons, args.png)
 

@@ -9,6 +9,7 @@
 #     tail      all digits once more with k = 2 and a linear tail, where k = 2 alone falls apart
 #     arms      finetune's comparisons with two arms more: k = 2 with a linear tail, and k from 2 to 64 within 2 kimg
 #
+# Needs the extra: .venv/bin/python -m pip install -e '.[experiments]' -c constraints.txt
 # Builds the data sets on first use, trains with two processes of one thread each, and writes FOLDER/NAME/compare.{json,md,html}.
 # What is done is not repeated: interrupted, the same command goes on. Run times on two cores stand in docs/experiments.md.
 set -euo pipefail

@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ import torch
 from stylegan_rooted.finetune import check_outdir, resolve_device
 from torch_utils import images, seeding
 from training import execution, network_file
+from training.dataset import ImageDataset, check_fits
 from training.network_pickle import NetworkFile
 
 NOISE_MODES = ("const", "random", "none")
@@ -98,6 +100,25 @@ def ready(opened: NetworkFile, device: torch.device) -> Loaded:
     """The generator of an opened file, ready to run."""
     G = execution.freeze(execution.accelerate(opened.G_ema.eval().requires_grad_(False).to(device)))
     return Loaded(G, device, str(opened.path), opened.sha256, opened.kind, opened.notes)
+
+
+def check_data(loaded: Loaded, dataset: ImageDataset) -> None:
+    """Refuse data that does not fit a network.
+
+    Raises:
+        DatasetError: Resolution, channels or labels differ; one line with both sides and what would fix it.
+    """
+    G: Any = loaded.G
+    check_fits(
+        resolution=dataset.resolution,
+        num_channels=dataset.num_channels,
+        label_dim=dataset.label_dim,
+        want_resolution=G.img_resolution,
+        want_channels=G.img_channels,
+        want_label_dim=G.c_dim,
+        data=dataset.path,
+        network=loaded.path,
+    )
 
 
 def class_label(loaded: Loaded, class_index: int | None, say: Say | None = None) -> torch.Tensor:

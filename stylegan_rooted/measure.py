@@ -12,7 +12,7 @@ from metrics.features import MetricUnavailable
 from stylegan_rooted import evaluation, generate
 from training import measured, run_dir
 from training.config import MetricConfig
-from training.dataset import ImageDataset, check_fits
+from training.dataset import ImageDataset
 
 Say = Callable[[str], None]
 
@@ -53,16 +53,7 @@ def run(
         raise ValueError(f"--subset {subset} is more than the {dataset.num_source_images} images of {data}")
     if dataset.num_source_images < 2:
         raise ValueError(f"{data} holds {dataset.num_source_images} image; distances need at least 2")
-    check_fits(
-        resolution=dataset.resolution,
-        num_channels=dataset.num_channels,
-        label_dim=dataset.label_dim,
-        want_resolution=G.img_resolution,
-        want_channels=G.img_channels,
-        want_label_dim=G.c_dim,
-        data=data,
-        network=network,
-    )
+    generate.check_data(loaded, dataset)
     evaluator = evaluation.Evaluator(dataset, config, loaded.device, seed)
     start = time.time()
     try:

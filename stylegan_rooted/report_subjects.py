@@ -16,7 +16,7 @@ from stylegan_rooted.evaluation import Evaluator
 from stylegan_rooted.report_run import RunRecord
 from training import network_file
 from training.config import MetricConfig
-from training.dataset import DatasetError, ImageDataset, check_fits
+from training.dataset import DatasetError, ImageDataset
 from training.measured import BOTH
 from training.network_pickle import NetworkFile
 
@@ -165,7 +165,7 @@ def open_data(wanted: Wanted, looks: Sequence[Look], missing: list[str]) -> Imag
         dataset = ImageDataset(path, use_labels=use_labels, **options)
         for look in looks:
             if look.loaded is not None:
-                _check_fits(dataset, look.loaded)
+                generate.check_data(look.loaded, dataset)
     except (DatasetError, OSError) as error:
         if named:
             raise
@@ -174,20 +174,6 @@ def open_data(wanted: Wanted, looks: Sequence[Look], missing: list[str]) -> Imag
         )
         return None
     return dataset
-
-
-def _check_fits(dataset: ImageDataset, loaded: generate.Loaded) -> None:
-    G: Any = loaded.G
-    check_fits(
-        resolution=dataset.resolution,
-        num_channels=dataset.num_channels,
-        label_dim=dataset.label_dim,
-        want_resolution=G.img_resolution,
-        want_channels=G.img_channels,
-        want_label_dim=G.c_dim,
-        data=dataset.path,
-        network=loaded.path,
-    )
 
 
 def as_recorded(looks: Sequence[Look], wanted: Wanted) -> Wanted:

@@ -17,6 +17,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import helpers  # noqa: E402
 import runs  # noqa: E402
 
+from torch_utils import custom_ops  # noqa: E402
+
 
 @pytest.fixture(scope="session", autouse=True)
 def compiled_operators() -> None:
@@ -91,3 +93,12 @@ def threads_stay() -> Iterator[None]:
     after = torch.get_num_threads()
     torch.set_num_threads(before)
     assert after == before, f"this test leaves {after} threads behind, there were {before}"
+
+
+@pytest.fixture(params=["torch", "native"])
+def ops(request, monkeypatch) -> str:
+    """Made of torch calls, and compiled where there is a compiler."""
+    monkeypatch.setenv(custom_ops.VARIABLE, request.param)
+    if request.param == "native" and not custom_ops.available():
+        pytest.skip("no compiled operators here")
+    return request.param

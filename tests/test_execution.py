@@ -19,15 +19,6 @@ OPS = ("torch", "native")
 fixed_noise = test_gan_loss.fixed_noise
 
 
-@pytest.fixture(params=OPS)
-def ops(request, monkeypatch) -> str:
-    """Made of torch calls, and with compiled operators where there is a compiler."""
-    monkeypatch.setenv(custom_ops.VARIABLE, request.param)
-    if request.param == "native" and not custom_ops.available():
-        pytest.skip("no compiled operators here")
-    return request.param
-
-
 def fast_pair(path) -> SimpleNamespace:
     """A golden file's networks, sped up."""
     plain = test_networks.load_pair(path)

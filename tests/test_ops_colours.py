@@ -12,15 +12,6 @@ from torch_utils.ops import colours
 SHAPES = ((2, 1, 20, 3, 4), (1, 3, 64, 33, 41), (3, 4, 70, 5, 1), (2, 2, 3, 1, 7))  # N, O, C, H, W
 
 
-@pytest.fixture(params=["torch", "native"])
-def ops(request, monkeypatch) -> str:
-    """Made of torch calls, and compiled where there is a compiler."""
-    monkeypatch.setenv(custom_ops.VARIABLE, request.param)
-    if request.param == "native" and not custom_ops.available():
-        pytest.skip("no compiled operators here")
-    return request.param
-
-
 def operands(shape, dtype=torch.float64, layout=torch.channels_last) -> list[torch.Tensor]:
     """Features, colours and kernels."""
     n, o, c, h, w = shape

@@ -13,15 +13,6 @@ from torch_utils.ops import epilogue
 LAYOUTS = (torch.contiguous_format, torch.channels_last)
 
 
-@pytest.fixture(params=["torch", "native"])
-def ops(request, monkeypatch) -> str:
-    """Made of torch calls, and compiled where there is a compiler."""
-    monkeypatch.setenv(custom_ops.VARIABLE, request.param)
-    if request.param == "native" and not custom_ops.available():
-        pytest.skip("no compiled operators here")
-    return request.param
-
-
 def arguments(scale, noise, bias, channels=20, size=(3, 4), dtype=torch.float64, layout=torch.channels_last) -> list:
     """x, scale, noise, strength, bias, with gradients where there is one; None for what is left out."""
     rng = torch.Generator().manual_seed(channels)

@@ -179,22 +179,9 @@ constexpr float Q = 1.41421356237309505f, Q2 = 2.0f, Q3 = Q * Q2;
 constexpr float PQ = P2 * Q2, SUM = P2 + Q2;
 constexpr float NP = 1 / (2 * P2 * (P2 - Q2)), NQ = 1 / (2 * Q2 * (Q2 - P2)), NZ = 1 / PQ;
 constexpr int64_t BUDGET = 12 << 20;  // bytes of transformed tiles at a time: they should stay in the last-level cache
-
 constexpr int64_t LOCAL = 4 << 20;    // bytes of a block and the kernel up to which a block is better done by one thread
 
-// Six samples of a row or column of the image, transformed.
-inline void image_1d(const Vec* d, int step, Vec* out, int out_step) {
-    const Vec a = d[0], b = d[step], c = d[2 * step], e = d[3 * step], f = d[4 * step], g = d[5 * step];
-    const Vec even_p = f - Q2 * c, odd_p = P * (e - Q2 * b), even_q = f - P2 * c, odd_q = Q * (e - P2 * b);
-    out[0] = PQ * a - SUM * c + f;
-    out[out_step] = even_p + odd_p;
-    out[2 * out_step] = even_p - odd_p;
-    out[3 * out_step] = even_q + odd_q;
-    out[4 * out_step] = even_q - odd_q;
-    out[5 * out_step] = g - SUM * e + PQ * b;
-}
-
-// Five samples, at the finite points.
+// Five samples of a row or column of the image, transformed, at the finite points.
 inline void window_1d(const Vec* d, int step, Vec* out, int out_step) {
     const Vec a = d[0], b = d[step], c = d[2 * step], e = d[3 * step], f = d[4 * step];
     const Vec even_p = f - Q2 * c, odd_p = P * (e - Q2 * b), even_q = f - P2 * c, odd_q = Q * (e - P2 * b);
@@ -203,6 +190,13 @@ inline void window_1d(const Vec* d, int step, Vec* out, int out_step) {
     out[2 * out_step] = even_p - odd_p;
     out[3 * out_step] = even_q + odd_q;
     out[4 * out_step] = even_q - odd_q;
+}
+
+// Six samples: the point at infinity as well.
+inline void image_1d(const Vec* d, int step, Vec* out, int out_step) {
+    const Vec last = d[5 * step] - SUM * d[3 * step] + PQ * d[step];
+    window_1d(d, step, out, out_step);
+    out[5 * out_step] = last;
 }
 
 // Six sums to four outputs.
