@@ -90,6 +90,14 @@ def lower_is_better(figure: str) -> bool:
     return figure not in HIGHER_IS_BETTER and not figure.endswith(("_precision", "_recall"))
 
 
+def judged_as_ratios(figure: str) -> bool:
+    """Whether the verdict goes by ratios: of Fréchet distances, which are positive and spread as they grow.
+
+    The others may be zero or below (KD and KID are unbiased) or end at 1, and are judged as differences.
+    """
+    return figure.startswith(("fd", "fid"))
+
+
 def choose(records: Sequence[Record], arms: Sequence[str], judged_by: str) -> dict[str, Any]:
     """For every arm the setting whose run has the best last figure; all of them are reported.
 
@@ -181,21 +189,28 @@ def difference(
     *,
     num_comparisons: int,
 ) -> dict[str, Any] | None:
-    """Paired difference of a final figure, arm less baseline, over the seeds in which both finished; None without."""
+    """Paired difference of a final figure, arm less baseline, over the seeds in which both finished; None without.
+
+    `ratio` holds the same of arm over baseline, where the figure is judged as ratios.
+    """
     pairs = _pairs(by_run, arm, baseline, seeds, figure)
     if not pairs:
         return None
-    found = paired.compare_pairs([a for _, a, _ in pairs], [b for _, _, b in pairs], num_comparisons=num_comparisons)
-    return {
+    values, base = [a for _, a, _ in pairs], [b for _, _, b in pairs]
+    found = paired.compare_pairs(values, base, num_comparisons=num_comparisons)
+    row = {
         "arm": arm,
         "figure": figure,
         "n": found.n,
         "mean": found.student.mean,
         "per_seed": {str(seed): a - b for seed, a, b in pairs},
-        "bootstrap": asdict(found.bootstrap),
-        "student": asdict(found.student),
-        "corrected": asdict(found.corrected),
+        **_intervals(found),
+        "ratio": None,
     }
+    if _as_ratios(figure, pairs):
+        ratio = paired.compare_pairs(values, base, of_ratios=True, num_comparisons=num_comparisons)
+        row["ratio"] = {"mean": ratio.student.mean, **_intervals(ratio)}
+    return row
 
 
 def judge(
@@ -217,7 +232,12 @@ def judge(
     if not pairs:
         text = f"{arm} against {baseline}, {what}: no pair of finished runs is left"
         return {"arm": arm, "outcome": NO_PAIR, "text": text + lost, "n": 0, "without": without}
-    found = paired.compare_pairs([a for _, a, _ in pairs], [b for _, _, b in pairs], num_comparisons=num_comparisons)
+    found = paired.compare_pairs(
+        [a for _, a, _ in pairs],
+        [b for _, _, b in pairs],
+        of_ratios=_as_ratios(figure, pairs),
+        num_comparisons=num_comparisons,
+    )
     told = paired.verdict(
         arm,
         baseline,
@@ -402,6 +422,15 @@ def _pairs(
         if values[0] is not None and values[1] is not None:
             found.append((seed, values[0], values[1]))
     return found
+
+
+def _as_ratios(figure: str, pairs: Sequence[tuple[int, float, float]]) -> bool:
+    """Whether these pairs are judged as ratios; a distance that rounds to zero leaves differences alone."""
+    return judged_as_ratios(figure) and all(a > 0 and b > 0 for _, a, b in pairs)
+
+
+def _intervals(found: paired.Comparison) -> dict[str, Any]:
+    return {name: asdict(getattr(found, name)) for name in ("bootstrap", "student", "corrected")}
 
 
 def _value(record: Record, figure: str) -> float | None:

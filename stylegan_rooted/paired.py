@@ -1,10 +1,10 @@
 """Statistics of paired runs: differences and ratios with intervals, and what may be said of them. Pure; knows no files.
 
 Two runs are a pair if they differ in one thing only, here the loss, and share seed, data and draws. What a pair's
-difference tells is freed of what the seed did to both. With few pairs every interval is coarse: the bootstrap's is then
-too narrow (`tests/test_paired.py` measures by how much), Student's needs differences that are about normal. So both are
-given, and `verdict` claims a difference only where all of them exclude zero, and once more at a level that counts how
-many comparisons were made.
+difference (or ratio, see `compare_pairs`) tells is freed of what the seed did to both. With few pairs every interval is
+coarse: the bootstrap's is then too narrow (`tests/test_paired.py` measures by how much), Student's needs differences
+that are about normal. So both are given, and `verdict` claims a difference only where all of them exclude "none", and
+once more at a level that counts how many comparisons were made.
 """
 
 import itertools
@@ -62,17 +62,24 @@ class Comparison:
         student: Student's t interval.
         corrected: Student's at the level 1 - (1 - level) / num_comparisons (Bonferroni).
         num_comparisons: How many comparisons this one was made among.
+        of_ratios: Whether the intervals are of a / b instead of a - b.
     """
 
     bootstrap: Interval
     student: Interval
     corrected: Interval
     num_comparisons: int
+    of_ratios: bool = False
 
     @property
     def n(self) -> int:
         """Pairs."""
         return self.bootstrap.n
+
+    @property
+    def neutral(self) -> float:
+        """What two equal arms give: a difference of 0, or a ratio of 1."""
+        return 1.0 if self.of_ratios else 0.0
 
 
 @dataclass(frozen=True)
@@ -118,19 +125,31 @@ def paired_ratio(a: ArrayLike, b: ArrayLike, *, method: str = "bca", level: floa
     return Interval(math.exp(found.mean), low, high, found.n, method, level)
 
 
-def compare_pairs(a: ArrayLike, b: ArrayLike, *, num_comparisons: int = 1, level: float = LEVEL) -> Comparison:
-    """All intervals of a - b. `num_comparisons`: how many such comparisons are looked at together.
+def compare_pairs(
+    a: ArrayLike, b: ArrayLike, *, of_ratios: bool = False, num_comparisons: int = 1, level: float = LEVEL
+) -> Comparison:
+    """All intervals of a - b, or of a / b.
+
+    Ratios are for positive figures whose spread grows with their size, as distances between distributions do: of runs
+    that end at twice, five and twenty times the baseline's figure the differences spread as far as they are large.
+
+    Args:
+        a, b: One value per pair, in the same order.
+        of_ratios: Whether to look at a / b, by logarithms.
+        num_comparisons: How many such comparisons are looked at together.
 
     Raises:
-        ValueError: See `paired_difference`.
+        ValueError: See `paired_difference` and `paired_ratio`.
     """
     if num_comparisons < 1:
         raise ValueError(f"num_comparisons {num_comparisons} is below 1")
+    interval = paired_ratio if of_ratios else paired_difference
     return Comparison(
-        bootstrap=paired_difference(a, b, level=level),
-        student=paired_difference(a, b, method="t", level=level),
-        corrected=paired_difference(a, b, method="t", level=1 - (1 - level) / num_comparisons),
+        bootstrap=interval(a, b, level=level),
+        student=interval(a, b, method="t", level=level),
+        corrected=interval(a, b, method="t", level=1 - (1 - level) / num_comparisons),
         num_comparisons=num_comparisons,
+        of_ratios=of_ratios,
     )
 
 
@@ -144,9 +163,9 @@ def verdict(
     num_failed: int = 0,
     num_failed_baseline: int = 0,
 ) -> Verdict:
-    """One line about `name` against `baseline`; `found` is of name's values less baseline's.
+    """One line about `name` against `baseline`; `found` is of name's values less (or over) baseline's.
 
-    A difference is claimed only where the bootstrap's, Student's and the corrected interval exclude zero. Differences
+    A difference is claimed only where the bootstrap's, Student's and the corrected interval exclude none. Differences
     that are all equal have no spread to make an interval of: then their common sign must do (an exact sign test at
     the corrected level). What failed more often is never the better one: pairs that are left are those it survived.
 
@@ -157,25 +176,26 @@ def verdict(
     """
     both = (found.bootstrap, found.student)
     head = f"{name} against {baseline}, {what}"
-    mean = found.student.mean
+    mean, neutral = found.student.mean, found.neutral
+    kind, show = ("ratio", _plain) if found.of_ratios else ("difference", _signed)
     if found.n < 2:
-        return Verdict(TOO_FEW, f"{head}: one pair ({_signed(mean)}) shows no spread, so nothing can be said")
+        return Verdict(TOO_FEW, f"{head}: one pair ({kind} {show(mean)}) shows no spread, so nothing can be said")
     note = coarse_note(found.n)
     ending = f"; {note}" if note else ""
     if found.student.low == found.student.high:
-        equal = f"all {found.n} differences are {_signed(mean)}"
-        if not mean:
+        equal = f"all {found.n} {kind}s are {show(mean)}"
+        if mean == neutral:
             return Verdict(NONE_SEEN, f"{head}: {NONE_SEEN} ({equal}){ending}")
         if 2.0 ** (1 - found.n) > 1 - found.corrected.level:
             return Verdict(TOO_FEW, f"{head}: {equal} and show no spread, so nothing can be said")
     low, high = min(i.low for i in both), max(i.high for i in both)
     numbers = (
-        f"mean difference {_signed(mean)}, {found.student.level:.0%} interval {_signed(found.bootstrap.low)} to "
-        f"{_signed(found.bootstrap.high)} (bootstrap), {_signed(found.student.low)} to {_signed(found.student.high)} "
+        f"mean {kind} {show(mean)}, {found.student.level:.0%} interval {show(found.bootstrap.low)} to "
+        f"{show(found.bootstrap.high)} (bootstrap), {show(found.student.low)} to {show(found.student.high)} "
         f"(t), n = {found.n}"
     )
-    if all(i.excludes(0) for i in (*both, found.corrected)):
-        outcome = BETTER if (mean < 0) == lower_is_better else WORSE
+    if all(i.excludes(neutral) for i in (*both, found.corrected)):
+        outcome = BETTER if (mean < neutral) == lower_is_better else WORSE
         winner, failures, others = name, num_failed, num_failed_baseline
         if outcome == WORSE:
             winner, failures, others = baseline, num_failed_baseline, num_failed
@@ -183,11 +203,11 @@ def verdict(
             why = f"{outcome} in the pairs that are left, but {winner} failed more often"
             return Verdict(LEFT_OPEN, f"{head}: {LEFT_OPEN}, {why} ({numbers}){ending}")
         return Verdict(outcome, f"{head}: {outcome} ({numbers}){ending}")
-    why = f"anything from {_signed(low)} to {_signed(high)} is not excluded"
-    if all(i.excludes(0) for i in both):
+    why = f"anything from {show(low)} to {show(high)} is not excluded"
+    if all(i.excludes(neutral) for i in both):
         why = f"a single comparison would show one, but this is one of {found.num_comparisons}"
-    elif any(i.excludes(0) for i in both):
-        why = f"only one of the two intervals excludes zero; {why}"
+    elif any(i.excludes(neutral) for i in both):
+        why = f"only one of the two intervals excludes {neutral:g}; {why}"
     return Verdict(NONE_SEEN, f"{head}: {NONE_SEEN} ({numbers}; {why}){ending}")
 
 
@@ -279,3 +299,7 @@ def _lower_quantile(values: np.ndarray, weights: np.ndarray, probability: float)
 
 def _signed(value: float) -> str:
     return f"{value:+.3g}"
+
+
+def _plain(value: float) -> str:
+    return f"{value:.3g}"

@@ -235,16 +235,18 @@ def _differences(results: dict[str, Any]) -> Table:
             _signed(row["mean"]),
             _interval(row["bootstrap"]),
             _interval(row["student"]),
+            *_ratio(row.get("ratio")),
             str(row["n"]),
         ]
         for row in results["differences"]
     ]
     note = (
-        f"Arm less {results['baseline']}, seed by seed. The verdict goes by {label(results['judged_by'])} alone and "
-        "asks that both intervals exclude zero, and Student's also at the level that counts all arms; other figures "
-        "are shown for what they are, without such a correction."
+        f"Arm less {results['baseline']}, seed by seed; ratios are arm over {results['baseline']}, as geometric means. "
+        f"The verdict goes by {label(results['judged_by'])} alone (by its ratios, if there are any) and asks that both "
+        "intervals exclude equality, and Student's also at the level that counts all arms; other figures are shown for "
+        "what they are, without such a correction."
     )
-    header = ["figure", "arm", "mean", "95 % bootstrap (BCa)", "95 % t", "n"]
+    header = ["figure", "arm", "mean", "95 % bootstrap (BCa)", "95 % t", "ratio", "bootstrap", "t", "n"]
     return Table("Paired differences", note, header, rows)
 
 
@@ -343,6 +345,13 @@ def _signed(value: float) -> str:
 
 def _plus_minus(mean: float, sd: float | None) -> str:
     return number(mean) if sd is None else f"{number(mean)} ± {number(sd)}"
+
+
+def _ratio(found: dict[str, Any] | None) -> list[str]:
+    """Cells of a geometric mean ratio and its two intervals; empty for a figure that has none."""
+    if found is None:
+        return ["", "", ""]
+    return [number(found["mean"]), *(_interval(found[name], plus=False) for name in ("bootstrap", "student"))]
 
 
 def _interval(found: dict[str, Any] | None, *, plus: bool = True) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 # One thread, also in child processes: repeatable sums, and no waiting for a core that another process holds.
 os.environ["OMP_NUM_THREADS"] = "1"
 
+import hypothesis  # noqa: E402
 import pytest  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -18,6 +19,10 @@ import helpers  # noqa: E402
 import runs  # noqa: E402
 
 from torch_utils import custom_ops  # noqa: E402
+
+# The same examples in every run: what one run passes, the next must not fail. Fuzzing has scripts of its own.
+hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None)
+hypothesis.settings.load_profile("repeatable")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -91,6 +91,26 @@ def test_differences_and_verdicts() -> None:
     assert found["figures"][0] == "fd" and found["arms"][0]["final"]["fd"]["sd"] == pytest.approx(math.sqrt(250))
 
 
+def test_distances_are_judged_as_ratios_and_others_as_differences() -> None:
+    """Five runs that end at 2 to 18 times the baseline's distance are worse, however far apart they lie."""
+    factors = [2.0, 5.0, 15.0, 3.0, 18.0]
+    records = [run("logistic", s, [100, 20 + s]) for s in range(5)]
+    records += [run("rooted:k=2", s, [100, (20 + s) * factors[s]]) for s in range(5)]
+    for record in records:
+        record["final"]["kd"] = record["final"]["fd"]
+    arms = ARMS[:2]
+    found = summarise(records, arms=arms, seeds=range(5), judged_by="fd")
+    assert found["verdicts"][0]["outcome"] == paired.WORSE and "mean ratio 6.05" in found["verdicts"][0]["text"]
+    assert summarise(records, arms=arms, seeds=range(5), judged_by="kd")["verdicts"][0]["outcome"] == paired.NONE_SEEN
+    rows = {row["figure"]: row for row in found["differences"]}
+    assert rows["fd"]["ratio"]["mean"] == pytest.approx(6.05, abs=0.005) and rows["kd"]["ratio"] is None
+    assert rows["fd"]["student"]["low"] < 0 < 1 < rows["fd"]["ratio"]["corrected"]["low"]
+    records[0]["final"]["fd"] = {"value": 0.0, "std_error": None}  # a distance that rounds to nothing
+    found = summarise(records, arms=arms, seeds=range(5), judged_by="fd")
+    assert found["verdicts"][0]["outcome"] == paired.NONE_SEEN and "mean difference" in found["verdicts"][0]["text"]
+    assert found["differences"][0]["ratio"] is None
+
+
 def test_figures_where_more_is_better() -> None:
     found = summarise(three_arms(), arms=ARMS, seeds=range(5), judged_by="recall")
     assert found["verdicts"][0]["outcome"] == paired.BETTER

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 from helpers import assert_close
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -15,6 +15,7 @@ from stylegan_rooted.paired import compare_pairs, paired_difference, paired_rati
 
 D = np.array([0.3, -1.2, 0.9, 2.2, 0.4])
 ZERO = np.zeros(5)
+METHOD = st.sampled_from(paired.METHODS)
 
 
 def test_student_is_the_textbook_formula_and_scipys() -> None:
@@ -70,7 +71,8 @@ def test_coverage_is_what_the_page_says() -> None:
 
 
 @settings(deadline=None)
-@given(st.lists(st.floats(-1e3, 1e3, allow_subnormal=False), min_size=2, max_size=6), st.sampled_from(paired.METHODS))
+@example([0.0] * 5 + [2.0**-1000], "bca")
+@given(st.lists(st.integers(-(2**40), 2**40).map(lambda n: n / 2**30), min_size=2, max_size=6), METHOD)
 def test_swapping_shifting_and_scaling(d, method) -> None:
     zero = [0.0] * len(d)
     there, back = paired_difference(d, zero, method=method), paired_difference(zero, d, method=method)
@@ -173,6 +175,33 @@ def test_many_comparisons_ask_for_more() -> None:
     assert among.outcome == paired.NONE_SEEN and "one of 20" in among.text
     with pytest.raises(ValueError, match="below 1"):
         compare_pairs(d, ZERO, num_comparisons=0)
+
+
+def test_ratios_see_what_differences_cannot() -> None:
+    """Runs that end at twice to twenty times the baseline's figure, and a figure whose unit is of no matter."""
+    base = np.array([23.0, 21.0, 26.0, 20.0, 24.0])
+    apart = base * np.array([2.0, 5.0, 15.0, 3.0, 18.0])
+    differences, ratios = compare_pairs(apart, base), compare_pairs(apart, base, of_ratios=True)
+    assert (differences.neutral, ratios.neutral) == (0, 1)
+    assert ratios.student.mean == pytest.approx((2 * 5 * 15 * 3 * 18) ** 0.2)
+    assert verdict("a", "b", differences, what="FD").outcome == paired.NONE_SEEN
+    told = verdict("a", "b", ratios, what="FD")
+    assert told.outcome == paired.WORSE and "(mean ratio 6.05, 95% interval 2." in told.text and "+" not in told.text
+    assert verdict("b", "a", compare_pairs(base, apart, of_ratios=True), what="FD").outcome == paired.BETTER
+    scaled = compare_pairs(1000 * apart, 1000 * base, of_ratios=True)
+    assert scaled.corrected.low == pytest.approx(ratios.corrected.low, rel=1e-12)
+    with pytest.raises(ValueError, match="positive"):
+        compare_pairs(apart - 47, base, of_ratios=True)
+
+
+def test_ratios_that_are_all_equal() -> None:
+    base = np.array([3.0, 5.0, 7.0, 11.0, 13.0, 17.0])
+    same = verdict("a", "b", compare_pairs(base, base, of_ratios=True), what="FD")
+    assert same.outcome == paired.NONE_SEEN and "all 6 ratios are 1)" in same.text
+    twice = compare_pairs(2 * base, base, of_ratios=True)
+    assert verdict("a", "b", twice, what="FD").outcome == paired.WORSE  # by the sign test
+    one = verdict("a", "b", compare_pairs([3.0], [2.0], of_ratios=True), what="FD")
+    assert one.outcome == paired.TOO_FEW and "(ratio 1.5)" in one.text
 
 
 def test_where_the_intervals_disagree_nothing_is_claimed() -> None:
