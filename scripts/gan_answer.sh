@@ -8,6 +8,7 @@
 #     scratch   200 images of 64x64 from scratch, otherwise "auto": logistic, k = 2, k = 20
 #     tail      all digits once more with k = 2 and a linear tail, where k = 2 alone falls apart
 #     arms      finetune's comparisons with two arms more: k = 2 with a linear tail, and k from 2 to 64 within 2 kimg
+#     long      all digits for 10 kimg, as their baseline has not levelled off at 3
 #
 # Needs the extra: .venv/bin/python -m pip install -e '.[experiments]' -c constraints.txt
 # Builds the data sets on first use, trains with two processes of one thread each, and writes FOLDER/NAME/compare.{json,md,html}.
@@ -16,7 +17,7 @@ set -euo pipefail
 here=$(cd "$(dirname "$0")/.." && pwd)
 folder=${1:?usage: scripts/gan_answer.sh FOLDER [STAGE ...]}
 shift
-stages=${*:-finetune tail scratch tune arms}
+stages=${*:-finetune tail scratch tune arms long}
 bin=${BIN:-$here/.venv/bin}
 mkdir -p "$folder" && cd "$folder"
 [ -f data/digits-32.zip ] || "$bin/python" "$here/scripts/experiment_targets.py" data
@@ -57,6 +58,10 @@ for stage in $stages; do
       ;;
     tail)
       compare digits-full --losses "$first,rooted:k=2,tail=4" --data data/digits-32.zip --mirror false --kimg 3 --tick 1 $shared $rates
+      ;;
+    long)
+      compare digits-long --losses "logistic,rooted:k=2,rooted:k=2,tail=4,rooted:k=8" --data data/digits-32.zip --mirror false --kimg 10 --tick 2 \
+        $shared $rates
       ;;
     tune)
       compare twemoji-tuned --losses logistic,rooted:k=2 --data data/twemoji-32.zip --mirror true --kimg 5 --tick 1 $shared \
