@@ -27,8 +27,8 @@ def table(names: list[str], rows: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
-def interval(row: dict[str, Any]) -> str:
-    return f"{row['low']:+.3g} to {row['high']:+.3g}"
+def interval(row: dict[str, Any], show: str) -> str:
+    return f"{row['low']:{show}} to {row['high']:{show}}"
 
 
 def spread(arm: dict[str, Any], figure: str) -> str:
@@ -53,24 +53,33 @@ def arms_table(found: dict[str, Any]) -> str:
 
 
 def differences_table(found: dict[str, Any], against: str) -> str:
-    """Paired differences of the figure that decides, ratios to the arm `against`, and how long the way takes."""
+    """What the verdict goes by (ratios of distances, differences else), how long the way takes, ratios to `against`."""
     rows = []
     for verdict in found["verdicts"]:
         arm = verdict["arm"]
         row = next((d for d in found["differences"] if d["arm"] == arm and d["figure"] == found["judged_by"]), None)
         way = next((t for t in found["thresholds"] if t["arm"] == arm and t["share"] == 0.9), None)
         took = "" if way is None else f"{'≥ ' if way['censored'] else ''}{way['ratio']:.2f}, {way['censored']} never"
-        shown = ["", "", "", ""] if row is None else [
-            f"{row['mean']:+.3g}", interval(row["bootstrap"]), interval(row["student"]), interval(row["corrected"])
+        judged, show = (row["ratio"], ".3g") if row is not None and row["ratio"] else (row, "+.3g")
+        kinds = ("bootstrap", "student", "corrected")
+        shown = ["", "", "", ""] if judged is None else [
+            f"{judged['mean']:{show}}", *(interval(judged[kind], show) for kind in kinds)
         ]  # fmt: skip
-        own, theirs = figures_of(found, arm, against)
-        ratio = ""
-        if own and arm != against:
-            r = paired.paired_ratio(own, theirs, method="t")
-            ratio = f"{r.mean:.2f} ({r.low:.2f} to {r.high:.2f})"
-        rows.append([arm, *shown, verdict["outcome"], took, ratio])
-    names = [f"arm less {found['baseline']}", "mean", "bootstrap", "t", "t, corrected", "outcome"]
-    return table([*names, f"kimg to 90 %, over {found['baseline']}'s", f"over {against}'s (t)"], rows)
+        other = [] if against == found["baseline"] else [ratio(found, arm, against)]
+        rows.append([arm, *shown, verdict["outcome"], took, *other])
+    what = "over" if any(d["ratio"] for d in found["differences"]) else "less"
+    names = [f"arm {what} {found['baseline']}", "mean", "bootstrap", "t", "t, corrected", "outcome"]
+    other = [] if against == found["baseline"] else [f"over {against}'s (t)"]
+    return table([*names, f"kimg to 90 %, over {found['baseline']}'s", *other], rows)
+
+
+def ratio(found: dict[str, Any], arm: str, against: str) -> str:
+    """Geometric mean ratio of two arms' last figures with Student's interval."""
+    own, theirs = figures_of(found, arm, against)
+    if not own or arm == against:
+        return ""
+    r = paired.paired_ratio(own, theirs, method="t")
+    return f"{r.mean:.2f} ({r.low:.2f} to {r.high:.2f})"
 
 
 def figures_of(found: dict[str, Any], arm: str, against: str) -> tuple[list[float], list[float]]:
