@@ -142,6 +142,7 @@ class LoopSubject:
         self.run.loss._report = self._clocked("report", self.run.loss._report)
         for opt in {id(phase.opt): phase.opt for phase in self.run.phases}.values():
             opt.step = self._clocked("bare", opt.step)
+        training_loop.gradient_norms = self._clocked("bare", training_loop.gradient_norms)
         training_loop.count_nonfinite = self._clocked("bare", training_loop.count_nonfinite)
         training_loop.update_ema = self._clocked("bare", training_loop.update_ema)
 

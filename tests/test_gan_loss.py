@@ -9,6 +9,7 @@ import torch
 from helpers import assert_close
 
 from stylegan_rooted.losses import LogisticLoss, RootedLogisticLoss
+from training import loss as loss_module
 from training.loss import PHASES, GanLoss
 from training.networks import Discriminator, Generator
 
@@ -264,6 +265,36 @@ def test_augmentation_is_applied_to_reals_and_fakes_in_every_phase(small):
         run_phase(small, loss, phase)
         counts[phase] = len(calls)
     assert counts == {"Gmain": 1, "Greg": 0, "Gboth": 1, "Dmain": 2, "Dreg": 1, "Dboth": 2}
+
+
+@pytest.mark.parametrize(
+    "group, batch, passes",
+    [(4, 4, 1), (2, 4, 1), (1, 3, 1), (3, 3, 1), (0, 3, 1), (None, 4, 2), (4, 2, 2)],
+)
+def test_fakes_and_reals_go_through_d_together_with_the_same_result(small, monkeypatch, group, batch, passes):
+    """Minibatch-std groups hold fakes or reals, never both; where they cannot, D sees them one after the other."""
+    results = []
+    for limit in (1 << 16, 0):
+        monkeypatch.setattr(loss_module, "MAX_JOINT_PIXELS", limit)
+        loss = small.loss(RootedLogisticLoss(2), None)
+        if group == 0:
+            kwargs = {**small.meta["D_kwargs"], "epilogue_kwargs": {"mbstd_num_channels": 0}}
+            torch.manual_seed(0)
+            loss.D = Discriminator(**kwargs).train().requires_grad_(False)
+        else:
+            loss.D.b4.mbstd.group_size = group
+        sizes = []
+        loss.D.register_forward_hook(lambda _module, inputs, _output: sizes.append(len(inputs[0])))
+        torch.manual_seed(1)
+        reports = run_phase(small, loss, "Dmain", gain=0.5, batch=batch)
+        results.append((sizes, reports, gradients(loss.D), torch.rand([])))
+    (sizes, reports, found, drawn), (apart, expected_reports, expected, drawn_apart) = results
+    assert sizes == [2 * batch // passes] * passes and apart == [batch] * 2
+    assert reports.keys() == expected_reports.keys() and drawn == drawn_apart
+    for name, value in expected_reports.items():
+        assert_close(reports[name], value, 1e-5, name)
+    for name, value in expected.items():
+        assert_close(found[name], value, 1e-5, name)
 
 
 def test_works_without_reports_and_with_a_bare_protocol(small):

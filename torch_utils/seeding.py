@@ -34,9 +34,14 @@ def generator(seed: int, *keys: int | str, device: torch.device | str = "cpu") -
 def scoped(seed: int, *keys: int | str) -> Iterator[None]:
     """Seed torch's global generators (CPU and CUDA) inside the block; restore their state afterwards."""
     cpu_state = torch.get_rng_state()
-    cuda_states = torch.cuda.get_rng_state_all() if torch.cuda.is_available() and torch.cuda.is_initialized() else None
+    has_cuda = torch.cuda.is_available()
+    cuda_states = torch.cuda.get_rng_state_all() if has_cuda and torch.cuda.is_initialized() else None
+    value = derive(seed, *keys)
     try:
-        torch.manual_seed(derive(seed, *keys))
+        # torch.manual_seed would also note down who asked, stack and all, for each kind of device that is not there.
+        torch.default_generator.manual_seed(value)
+        if has_cuda:
+            torch.cuda.manual_seed_all(value)
         yield
     finally:
         torch.set_rng_state(cpu_state)

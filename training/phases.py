@@ -84,27 +84,28 @@ def build_phases(
     return phases
 
 
-def count_nonfinite(parameters: Iterable[torch.Tensor]) -> int:
+def gradient_norms(parameters: Iterable[torch.Tensor]) -> torch.Tensor:
+    """Euclidean norm of each gradient of the parameters, those that have one; no synchronisation."""
+    gradients = [p.grad for p in parameters if p.grad is not None and p.grad.numel()]
+    return torch.stack(torch._foreach_norm(gradients, 2)) if gradients else torch.zeros([0])
+
+
+def count_nonfinite(parameters: Iterable[torch.Tensor], norms: torch.Tensor | None = None) -> int:
     """Number of gradient elements of these parameters that are not finite or whose square is not; 0 is good.
 
     The square counts because Adam keeps it: once infinite, it would hold the parameter where it is for ever.
-    One pass over all gradients and one synchronisation where all is well; counting happens only where it isn't.
+    One synchronisation where all is well; counting happens only where it isn't.
+
+    Args:
+        parameters: Of a network.
+        norms: What `gradient_norms` says of them, if it has been asked already.
     """
-    gradients = [p.grad for p in parameters if p.grad is not None and p.grad.numel()]
-    if not gradients:
-        return 0
+    parameters = list(parameters)
+    norms = gradient_norms(parameters) if norms is None else norms
     # A finite sum of squares has finite summands; the largest magnitude would say it twenty times slower on a CPU.
-    if bool(torch.stack(torch._foreach_norm(gradients, 2)).square().isfinite().all()):
+    if bool(norms.square().isfinite().all()):
         return 0
-    return sum(int(g.numel() - g.square().isfinite().sum()) for g in gradients)
-
-
-def gradient_norm(parameters: Iterable[torch.Tensor]) -> torch.Tensor:
-    """Euclidean norm of all gradients of the parameters, a scalar; no synchronisation."""
-    gradients = [p.grad for p in parameters if p.grad is not None and p.grad.numel()]
-    if not gradients:
-        return torch.zeros([])
-    return torch.stack(torch._foreach_norm(gradients)).norm()
+    return sum(int(p.grad.numel() - p.grad.square().isfinite().sum()) for p in parameters if p.grad is not None)
 
 
 def _adam(

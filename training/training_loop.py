@@ -24,7 +24,7 @@ from training.dataset import DatasetError, ImageDataset, UnreadableImages
 from training.diversity import MAX_RENDERED, Comparison
 from training.ema import ema_beta, update_ema
 from training.loss import GanLoss
-from training.phases import Phase, count_nonfinite, gradient_norm
+from training.phases import Phase, count_nonfinite, gradient_norms
 from training.stats import Scalar, StatsCollector
 from training.watchdog import Figures, Verdict
 
@@ -310,10 +310,11 @@ def step_phase(run: Run, phase: Phase, real_img: torch.Tensor, real_c: torch.Ten
     phase.enable_gradients(False)
     run.env.sum_gradients(phase.parameters)
     means.average(run.env, num_chunks)
-    if count_nonfinite(phase.parameters):
+    norms = gradient_norms(phase.parameters)
+    if count_nonfinite(phase.parameters, norms):
         progress.num_nonfinite += 1
     else:
-        run.stats.report(f"Gradient/{phase.name}", gradient_norm(phase.parameters))
+        run.stats.report(f"Gradient/{phase.name}", norms.norm())
         phase.opt.step()
     phase.opt.zero_grad(set_to_none=True)  # the other network's phases can use the memory
     run.phase_sec[phase.name] = time.perf_counter() - start
