@@ -284,7 +284,7 @@ def test_fakes_and_reals_go_through_d_together_with_the_same_result(small, monke
         else:
             loss.D.b4.mbstd.group_size = group
         sizes = []
-        loss.D.register_forward_hook(lambda _module, inputs, _output: sizes.append(len(inputs[0])))
+        loss.D.register_forward_hook(lambda _m, inputs, _y, sizes=sizes: sizes.append(len(inputs[0])))
         torch.manual_seed(1)
         reports = run_phase(small, loss, "Dmain", gain=0.5, batch=batch)
         results.append((sizes, reports, gradients(loss.D), torch.rand([])))
