@@ -60,7 +60,7 @@ PLUGINS = {
         Plugin(
             "cpu",
             ("derivatives_cpu.cpp", "native_cpu.cpp", "epilogue_cpu.cpp", "conv2d_cpu.cpp", "colours_cpu.cpp",
-             "allocator_cpu.cpp"),
+             "dense_cpu.cpp", "allocator_cpu.cpp"),
         ),
         Plugin("cuda", ("cuda_ops.cpp", "bias_act.cu", "upfirdn2d.cu"), device="cuda"),
     )

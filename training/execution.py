@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from torch_utils import custom_ops
-from torch_utils.ops import bias_act, colours, conv2d_resample, epilogue, upfirdn2d
+from torch_utils.ops import bias_act, colours, conv2d_resample, dense, epilogue, upfirdn2d
 from torch_utils.ops.packed_conv2d import PackedConv2d
 from training import networks
 from training.config import PRECISIONS
@@ -133,21 +133,12 @@ def _plan(module: torch.nn.Module, precision: str, force_fp32: bool) -> tuple[to
 
 
 def _dense(self: Any, _precision: str, x: torch.Tensor) -> torch.Tensor:
-    """`FullyConnectedLayer.forward`: the gain goes to the smaller factor of the product."""
+    """`FullyConnectedLayer.forward`."""
     if x.dtype != self.weight.dtype or x.ndim != 2 or not custom_ops.fast_paths():
         return networks.FullyConnectedLayer.forward(self, x)
     if _may_use(self.kept, x):
         return self.kept(x)
-    bias = self.bias
-    if bias is not None and self.bias_gain != 1:
-        bias = bias * self.bias_gain
-    if x.numel() <= self.weight.numel():
-        x, weight = x * self.weight_gain, self.weight
-    else:
-        weight = self.weight * self.weight_gain
-    if bias is not None and self.activation == "linear":
-        return torch.addmm(bias, x, weight.t())
-    return bias_act.bias_act(x @ weight.t(), bias, act=self.activation)
+    return dense.dense(x, self.weight, self.bias, self.weight_gain, self.bias_gain, self.activation)
 
 
 def _synthesize(
@@ -208,19 +199,15 @@ def _modulated_layers(net: Any) -> Iterator[tuple[int, Any]]:
 
 def _live_parts(net: Any, ws: torch.Tensor, dtype: torch.dtype) -> Iterator[_Part]:
     """The parts of all layers in their order, made from the parameters as they are."""
-    latents = (ws * (1 / math.sqrt(net.w_dim))).unbind(dim=1)  # the gain of every affine layer
+    latents = ws.unbind(dim=1)
     for index, layer in _modulated_layers(net):
-        styles = torch.addmm(layer.affine.bias, latents[index], layer.affine.weight.t())
+        affine, gain = layer.affine, layer.weight_gain if isinstance(layer, networks.ToRGBLayer) else 1
+        styles = dense.dense(latents[index], affine.weight, affine.bias, affine.weight_gain * gain, gain)
         if isinstance(layer, networks.ToRGBLayer):
-            yield _Part(styles * layer.weight_gain, None, None)
+            yield _Part(styles, None, None)
             continue
-        scales = _demodulation(styles, layer.weight.square().sum(dim=(2, 3)).t())
+        scales = dense.demodulation(styles, layer.weight)
         yield _Part(styles, scales, functools.partial(_resampled, layer, layer.weight.to(dtype)))
-
-
-def _demodulation(styles: torch.Tensor, energy: torch.Tensor) -> torch.Tensor:
-    """Eq. 3, Karras et al. 2020: sum_{i,k} (W s)^2 = sum_i s_i^2 (sum_k W^2); `energy` is the last sum, [..., I, O]."""
-    return (styles.square() @ energy + 1e-8).rsqrt()
 
 
 def _resampled(layer: Any, weight: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
@@ -254,7 +241,7 @@ class _Kept:
             self._calls[num] = [_bound_calls(layer, convolve, num, dtype) for layer, convolve in self._layers]
         latents = ws.transpose(0, 1).index_select(0, self._latent)  # [L, N, w_dim]
         all_styles = torch.baddbmm(self._bias, latents, self._affine)  # [L, N, I at most]
-        all_scales = _demodulation(all_styles, self._energy).unbind(0)  # [N, O at most] each
+        all_scales = dense.demodulated(all_styles, self._energy).unbind(0)  # [N, O at most] each
         layers = zip(self._layers, self._calls[num], all_styles.unbind(0), all_scales)
         for (layer, _), calls, styles, scales in layers:
             out_channels, in_channels = layer.weight.shape[:2]

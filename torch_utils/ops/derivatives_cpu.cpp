@@ -7,6 +7,7 @@
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/full_like.h>
+#include <ATen/ops/leaky_relu_backward.h>
 #include <ATen/ops/where.h>
 #include <ATen/ops/zeros_like.h>
 #include <torch/csrc/autograd/custom_function.h>
@@ -401,9 +402,93 @@ Tensor upfirdn2d(const Tensor& x, const Tensor& f, int64_t up_x, int64_t up_y, i
     return Upfirdn2d::apply(x, f, up_x, up_y, down_x, down_y, x0, x1, y0, y1, flip_filter, gain);
 }
 
+// ---- Small products: a gradient at once where no gradient of it is wanted, else in operators that torch derives
+
+auto dense_op() {
+    static const auto op = find<Tensor(const Tensor&, const Tensor&, const Optional&, double, double, double, double)>("stylegan_rooted::dense");
+    return op;
+}
+auto dense_grad_op() {
+    static const auto op = find<std::tuple<Tensor, Tensor, Tensor>(const Tensor&, const Tensor&, const Tensor&, const Tensor&, double, double, double,
+                                                                   double, bool, bool, bool)>("stylegan_rooted::dense_grad");
+    return op;
+}
+auto demodulation_op() {
+    static const auto op = find<std::tuple<Tensor, Tensor>(const Tensor&, const Tensor&)>("stylegan_rooted::demodulation");
+    return op;
+}
+auto demodulation_grad_op() {
+    static const auto op = find<std::tuple<Tensor, Tensor>(const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&, bool, bool)>(
+        "stylegan_rooted::demodulation_grad");
+    return op;
+}
+
+struct Dense : torch::autograd::Function<Dense> {
+    static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& weight, const Optional& bias, double weight_gain, double bias_gain,
+                          double alpha, double gain) {
+        const Tensor y = plain(dense_op(), x, weight, bias, weight_gain, bias_gain, alpha, gain);
+        ctx->save_for_backward({x, weight, y});
+        ctx->saved_data["settings"] = std::vector<double>{weight_gain, bias_gain, alpha, gain};
+        ctx->saved_data["has_bias"] = bias.has_value();
+        return y;
+    }
+    static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+        const variable_list in = ctx->get_saved_variables();
+        const Tensor &x = in[0], &weight = in[1], &y = in[2], none;
+        const auto s = ctx->saved_data["settings"].toDoubleVector();
+        const auto [of_x, of_weight, of_bias] = wanted<3>(*ctx, {true, true, ctx->saved_data["has_bias"].toBool()});
+        variable_list out(7);
+        if (!at::GradMode::is_enabled()) {
+            const auto [dx, dw, db] = plain(dense_grad_op(), grads[0], x, y, weight, s[0], s[1], s[2], s[3], of_x, of_weight, of_bias);
+            out[0] = of_x ? dx : none, out[1] = of_weight ? dw : none, out[2] = of_bias ? db : none;
+            return out;
+        }
+        Tensor du = s[2] == 1 ? grads[0] : at::leaky_relu_backward(grads[0], y.detach(), s[2], true);
+        if (s[3] != 1) du = du * s[3];
+        if (of_x) out[0] = (du * s[0]).mm(weight);
+        if (of_weight) out[1] = (du * s[0]).t().mm(x);
+        if (of_bias) out[2] = du.sum(0) * s[1];
+        return out;
+    }
+};
+
+Tensor dense(const Tensor& x, const Tensor& weight, const Optional& bias, double weight_gain, double bias_gain, double alpha, double gain) {
+    if (!is_recorded(x, weight, bias)) return plain(dense_op(), x, weight, bias, weight_gain, bias_gain, alpha, gain);
+    return Dense::apply(x, weight, bias, weight_gain, bias_gain, alpha, gain);
+}
+
+struct Demodulation : torch::autograd::Function<Demodulation> {
+    static variable_list forward(AutogradContext* ctx, const Tensor& styles, const Tensor& weight) {
+        const auto [scales, energy] = plain(demodulation_op(), styles, weight);
+        ctx->mark_non_differentiable({energy});
+        ctx->save_for_backward({styles, weight, scales, energy});
+        return {scales, energy};
+    }
+    static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+        const variable_list in = ctx->get_saved_variables();
+        const Tensor &styles = in[0], &weight = in[1], &scales = in[2], none;
+        const auto [of_styles, of_weight] = wanted<2>(*ctx, {true, true});
+        if (!at::GradMode::is_enabled()) {
+            const auto [ds, dw] = plain(demodulation_grad_op(), grads[0], styles, weight, scales, in[3], of_styles, of_weight);
+            return {of_styles ? ds : none, of_weight ? dw : none};
+        }
+        const Tensor q = grads[0] * scales.pow(3).neg();  // twice the gradient to the sum under the root
+        return {of_styles ? styles * q.mm(weight.square().sum({2, 3})) : none,
+                of_weight ? weight * q.t().mm(styles.square()).unsqueeze(-1).unsqueeze(-1) : none};
+    }
+};
+
+std::tuple<Tensor, Tensor> demodulation(const Tensor& styles, const Tensor& weight) {
+    if (!is_recorded(styles, weight)) return plain(demodulation_op(), styles, weight);
+    const variable_list out = Demodulation::apply(styles, weight);
+    return {out[0], out[1]};
+}
+
 }  // namespace
 
 TORCH_LIBRARY_IMPL(stylegan_rooted, AutogradCPU, m) {
+    m.impl("dense", &dense);
+    m.impl("demodulation", &demodulation);
     m.impl("conv2d", &conv2d);
     m.impl("conv2d_input", &conv2d_input);
     m.impl("conv2d_weight", &conv2d_weight);
