@@ -25,6 +25,7 @@ CASES = [  # images, input channels, output channels, height and width of the in
     (1, 7, 32, (3, 4), 2, (0, 0)),
     (2, 40, 33, (17, 11), 2, (0, 0)),
     (1, 5, 3, (3, 3), 2, (0, 0)),
+    (32, 64, 66, (17, 18), 2, (0, 0)),  # tiles enough for every algorithm
 ]
 
 
@@ -138,7 +139,7 @@ def test_prepared_weights_give_the_same_numbers(dtype) -> None:
         conv2d_cpu.conv2d_prepared(x.requires_grad_(), conv2d_cpu.prepare(w), o).sum().backward()
 
 
-@pytest.mark.parametrize("case", [CASES[2], CASES[6]])
+@pytest.mark.parametrize("case", [CASES[2], CASES[6], CASES[10]])
 def test_any_number_of_threads_gives_the_same_numbers(case) -> None:
     *_, stride, padding = case
     x, w, dy, _ = operands(case)

@@ -1,5 +1,5 @@
-// 3x3 convolutions for the CPU where they beat torch's: Winograd's at stride 1 and transposed at stride 2, weight
-// gradients at stride 2.
+// 3x3 convolutions for the CPU where they beat torch's: Winograd's at stride 1 and 2, and transposed at stride 2; gradients
+// to weights at stride 2 by products alone.
 //
 // Schemas, shape functions and the choice between these and torch's own are in conv2d_cpu.py, formulas of gradients in
 // derivatives_cpu.cpp; here are only the numbers. Images and their gradients are channels-last, float32 or bfloat16; arithmetic is float32, results are
@@ -7,7 +7,8 @@
 //
 // Sources: Winograd, "Arithmetic Complexity of Computations", 1980; Lavin, Gray, "Fast Algorithms for Convolutional
 // Neural Networks", 2016 (arXiv:1509.09308). The sample points 0, +-1/sqrt(2), +-sqrt(2), infinity are ours: with the
-// usual 0, +-1, +-2, infinity rounding errors are twice as large (tests/test_conv2d_cpu.py has the bound).
+// usual 0, +-1, +-2, infinity rounding errors are twice as large (tests/test_conv2d_cpu.py has the bound). Those of stride 2,
+// 0, +-0.7, +-1.7, have a fifth less than the former without infinity.
 
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
@@ -174,73 +175,133 @@ struct Blocks {
 // ---- Winograd's F(4x4, 3x3): 4x4 outputs from 6x6 inputs by 6x6 products
 
 constexpr int64_t TILE = 4, KERNEL = 3, POINTS = TILE + KERNEL - 1, PLANES = POINTS * POINTS;
-constexpr float P = 0.70710678118654752f, P2 = 0.5f, P3 = P * P2;       // the sample points 0, P, -P, Q, -Q, infinity
-constexpr float Q = 1.41421356237309505f, Q2 = 2.0f, Q3 = Q * Q2;
-constexpr float PQ = P2 * Q2, SUM = P2 + Q2;
-constexpr float NP = 1 / (2 * P2 * (P2 - Q2)), NQ = 1 / (2 * Q2 * (Q2 - P2)), NZ = 1 / PQ;
+constexpr int64_t FINITE = POINTS - 1, STRIDED = 2 * TILE + 1, TAPS = KERNEL * KERNEL, PARITIES = 4;
 constexpr int64_t BUDGET = 12 << 20;  // bytes of transformed tiles at a time: they should stay in the last-level cache
+constexpr int64_t GRAD_BUDGET = 4 << 20;  // the same for a kernel's gradient, of which both sides are read over and over
 constexpr int64_t LOCAL = 4 << 20;    // bytes of a block and the kernel up to which a block is better done by one thread
 
-// Five samples of a row or column of the image, transformed, at the finite points.
-inline void window_1d(const Vec* d, int step, Vec* out, int out_step) {
-    const Vec a = d[0], b = d[step], c = d[2 * step], e = d[3 * step], f = d[4 * step];
-    const Vec even_p = f - Q2 * c, odd_p = P * (e - Q2 * b), even_q = f - P2 * c, odd_q = Q * (e - P2 * b);
-    out[0] = PQ * a - SUM * c + f;
-    out[out_step] = even_p + odd_p;
-    out[2 * out_step] = even_p - odd_p;
-    out[3 * out_step] = even_q + odd_q;
-    out[4 * out_step] = even_q - odd_q;
-}
+// Transforms of a row or column by the sample points 0, P, -P, Q, -Q and, at stride 1 alone, infinity.
+template <bool WITH_INFINITY> struct Line {
+    static constexpr float P = WITH_INFINITY ? 0.70710678118654752f : 0.7f, P2 = WITH_INFINITY ? 0.5f : 0.49f, P3 = P * P2;
+    static constexpr float Q = WITH_INFINITY ? 1.41421356237309505f : 1.7f, Q2 = WITH_INFINITY ? 2.0f : 2.89f, Q3 = Q * Q2;
+    static constexpr float PQ = P2 * Q2, SUM = P2 + Q2;
+    static constexpr float NP = 1 / (2 * P2 * (P2 - Q2)), NQ = 1 / (2 * Q2 * (Q2 - P2)), NZ = 1 / PQ;
+    static constexpr float ONE_P = NP * P, ONE_Q = NQ * Q;
 
-// Six samples: the point at infinity as well.
-inline void image_1d(const Vec* d, int step, Vec* out, int out_step) {
-    const Vec last = d[5 * step] - SUM * d[3 * step] + PQ * d[step];
-    window_1d(d, step, out, out_step);
-    out[5 * out_step] = last;
-}
+    // Five samples of a row or column of the image, transformed, at the finite points.
+    static void window(const Vec* d, int step, Vec* out, int out_step) {
+        const Vec a = d[0], b = d[step], c = d[2 * step], e = d[3 * step], f = d[4 * step];
+        const Vec even_p = f - Q2 * c, odd_p = P * (e - Q2 * b), even_q = f - P2 * c, odd_q = Q * (e - P2 * b);
+        out[0] = PQ * a - SUM * c + f;
+        out[out_step] = even_p + odd_p;
+        out[2 * out_step] = even_p - odd_p;
+        out[3 * out_step] = even_q + odd_q;
+        out[4 * out_step] = even_q - odd_q;
+    }
 
-// Six sums to four outputs.
-inline void result_1d(const Vec* m, int step, Vec* y, int y_step) {
-    const Vec sp = m[step] + m[2 * step], dp = m[step] - m[2 * step];
-    const Vec sq = m[3 * step] + m[4 * step], dq = m[3 * step] - m[4 * step];
-    y[0] = m[0] + sp + sq;
-    y[y_step] = P * dp + Q * dq;
-    y[2 * y_step] = P2 * sp + Q2 * sq;
-    y[3 * y_step] = P3 * dp + Q3 * dq + m[5 * step];
-}
+    // Six samples: the point at infinity as well.
+    static void image(const Vec* d, int step, Vec* out, int out_step) {
+        const Vec last = d[5 * step] - SUM * d[3 * step] + PQ * d[step];
+        window(d, step, out, out_step);
+        out[5 * out_step] = last;
+    }
 
-// The adjoint of result_1d: four gradients to six.
-inline void grad_1d(const Vec* y, int step, Vec* z, int z_step) {
-    const Vec a = y[0], b = y[step], c = y[2 * step], d = y[3 * step];
-    const Vec even_p = a + P2 * c, odd_p = P * b + P3 * d, even_q = a + Q2 * c, odd_q = Q * b + Q3 * d;
-    z[0] = a;
-    z[z_step] = even_p + odd_p;
-    z[2 * z_step] = even_p - odd_p;
-    z[3 * z_step] = even_q + odd_q;
-    z[4 * z_step] = even_q - odd_q;
-    z[5 * z_step] = d;
-}
+    // Nine samples, for stride 2: every other one from the first on as a window, then the four between them, which have one
+    // tap and need nothing of the point at 0.
+    static void strided(const Vec* d, int step, Vec* out, int out_step) {
+        window(d, 2 * step, out, out_step);
+        const Vec a = d[step], b = d[3 * step], c = d[5 * step], e = d[7 * step];
+        const Vec even_p = e - Q2 * b, odd_p = P * (c - Q2 * a), even_q = e - P2 * b, odd_q = Q * (c - P2 * a);
+        out[5 * out_step] = ONE_P * (even_p + odd_p);
+        out[6 * out_step] = ONE_P * (odd_p - even_p);
+        out[7 * out_step] = ONE_Q * (even_q + odd_q);
+        out[8 * out_step] = ONE_Q * (odd_q - even_q);
+    }
 
-// Three taps to six.
-inline void kernel_1d(const Vec* w, int step, Vec* u, int u_step) {
-    const Vec a = w[0], b = w[step], c = w[2 * step];
-    const Vec even_p = NP * (a + P2 * c), odd_p = (NP * P) * b, even_q = NQ * (a + Q2 * c), odd_q = (NQ * Q) * b;
-    u[0] = NZ * a;
-    u[u_step] = even_p + odd_p;
-    u[2 * u_step] = even_p - odd_p;
-    u[3 * u_step] = even_q + odd_q;
-    u[4 * u_step] = even_q - odd_q;
-    u[5 * u_step] = c;
-}
+    // Sums at the finite points to four outputs.
+    static void finite_result(const Vec* m, int step, Vec* y, int y_step) {
+        const Vec sp = m[step] + m[2 * step], dp = m[step] - m[2 * step];
+        const Vec sq = m[3 * step] + m[4 * step], dq = m[3 * step] - m[4 * step];
+        y[0] = m[0] + sp + sq;
+        y[y_step] = P * dp + Q * dq;
+        y[2 * y_step] = P2 * sp + Q2 * sq;
+        y[3 * y_step] = P3 * dp + Q3 * dq;
+    }
 
-// The adjoint of kernel_1d: six gradients to three.
-inline void kernel_grad_1d(const Vec* u, int step, Vec* w, int w_step) {
-    const Vec sp = NP * (u[step] + u[2 * step]), dp = (NP * P) * (u[step] - u[2 * step]);
-    const Vec sq = NQ * (u[3 * step] + u[4 * step]), dq = (NQ * Q) * (u[3 * step] - u[4 * step]);
-    w[0] = NZ * u[0] + sp + sq;
-    w[w_step] = dp + dq;
-    w[2 * w_step] = P2 * sp + Q2 * sq + u[5 * step];
-}
+    // The same with one tap: nothing at 0, and the factors that the kernel lacks.
+    static void odd_result(const Vec* m, int step, Vec* y, int y_step) {
+        const Vec sp = ONE_P * (m[step] - m[2 * step]), dp = ONE_P * (m[step] + m[2 * step]);
+        const Vec sq = ONE_Q * (m[3 * step] - m[4 * step]), dq = ONE_Q * (m[3 * step] + m[4 * step]);
+        y[0] = sp + sq;
+        y[y_step] = P * dp + Q * dq;
+        y[2 * y_step] = P2 * sp + Q2 * sq;
+        y[3 * y_step] = P3 * dp + Q3 * dq;
+    }
+
+    // Six sums to four outputs.
+    static void result(const Vec* m, int step, Vec* y, int y_step) {
+        finite_result(m, step, y, y_step);
+        y[3 * y_step] += m[5 * step];
+    }
+
+    // The adjoint of finite_result: four gradients to five.
+    static void finite_grad(const Vec* y, int step, Vec* z, int z_step) {
+        const Vec a = y[0], b = y[step], c = y[2 * step], d = y[3 * step];
+        const Vec even_p = a + P2 * c, odd_p = P * b + P3 * d, even_q = a + Q2 * c, odd_q = Q * b + Q3 * d;
+        z[0] = a;
+        z[z_step] = even_p + odd_p;
+        z[2 * z_step] = even_p - odd_p;
+        z[3 * z_step] = even_q + odd_q;
+        z[4 * z_step] = even_q - odd_q;
+    }
+
+    // Of result: to six.
+    static void grad(const Vec* y, int step, Vec* z, int z_step) {
+        finite_grad(y, step, z, z_step);
+        z[5 * z_step] = y[3 * step];
+    }
+
+    // Three taps to six.
+    static void kernel(const Vec* w, int step, Vec* u, int u_step) {
+        const Vec a = w[0], b = w[step], c = w[2 * step];
+        const Vec even_p = NP * (a + P2 * c), odd_p = (NP * P) * b, even_q = NQ * (a + Q2 * c), odd_q = (NQ * Q) * b;
+        u[0] = NZ * a;
+        u[u_step] = even_p + odd_p;
+        u[2 * u_step] = even_p - odd_p;
+        u[3 * u_step] = even_q + odd_q;
+        u[4 * u_step] = even_q - odd_q;
+        u[5 * u_step] = c;
+    }
+
+    // For stride 2: the outer two taps to five, the one between them as it is.
+    static void strided_kernel(const Vec* w, int step, Vec* u, int u_step) {
+        const Vec a = w[0], c = w[2 * step];
+        u[0] = NZ * a;
+        u[u_step] = NP * (a + P * c);
+        u[2 * u_step] = NP * (a - P * c);
+        u[3 * u_step] = NQ * (a + Q * c);
+        u[4 * u_step] = NQ * (a - Q * c);
+        u[5 * u_step] = w[step];
+    }
+
+    // The adjoint of kernel: six gradients to three.
+    static void kernel_grad(const Vec* u, int step, Vec* w, int w_step) {
+        const Vec sp = NP * (u[step] + u[2 * step]), dp = (NP * P) * (u[step] - u[2 * step]);
+        const Vec sq = NQ * (u[3 * step] + u[4 * step]), dq = (NQ * Q) * (u[3 * step] - u[4 * step]);
+        w[0] = NZ * u[0] + sp + sq;
+        w[w_step] = dp + dq;
+        w[2 * w_step] = P2 * sp + Q2 * sq + u[5 * step];
+    }
+
+    // Of strided_kernel.
+    static void strided_kernel_grad(const Vec* u, int step, Vec* w, int w_step) {
+        w[0] = NZ * u[0] + NP * (u[step] + u[2 * step]) + NQ * (u[3 * step] + u[4 * step]);
+        w[w_step] = u[5 * step];
+        w[2 * w_step] = (NP * P) * (u[step] - u[2 * step]) + (NQ * Q) * (u[3 * step] - u[4 * step]);
+    }
+};
+using Unit = Line<true>;    // stride 1
+using Double = Line<false>;  // stride 2
 
 // Images [N, H, W, C], channels-last and dense.
 struct Images {
@@ -248,11 +309,13 @@ struct Images {
     explicit Images(const at::Tensor& t) : n(t.size(0)), h(t.size(2)), w(t.size(3)), c(t.size(1)) {}
 };
 
+using Place = std::array<int64_t, 3>;  // image, row, column: where a tile begins
+
 // Tiles of an image, and where they lie.
 struct Tiles {
     int64_t rows, cols, total;
     Tiles(int64_t n, int64_t h, int64_t w) : rows(ceil_div(h, TILE)), cols(ceil_div(w, TILE)), total(n * rows * cols) {}
-    std::array<int64_t, 3> place(int64_t t) const {  // image, first row, first column of the outputs
+    Place place(int64_t t) const {
         return {t / (rows * cols), t / cols % rows * TILE, t % cols * TILE};
     }
 };
@@ -261,7 +324,7 @@ struct Tiles {
 struct Transformed {
     float* data;
     int64_t step, size;  // from tile to tile, from block to block
-    Transformed(float* data, int64_t channels, int64_t block, int64_t planes = PLANES)
+    Transformed(float* data, int64_t channels, int64_t block, int64_t planes)
         : data(data), step(padded(channels)), size(planes * block * padded(channels)) {}
     float* plane(int64_t block, int64_t p, int64_t block_len) const { return data + block * size + p * block_len * step; }
 };
@@ -306,47 +369,48 @@ inline void modulate(Vec* d, int num, const Layer& layer, int64_t image, const I
     for (int i = 0; i < num; i++) d[i] *= style;
 }
 
-// Tile t of x -> all planes.
-template <class T>
-void transform_image(const T* x, const Images& s, const std::array<int64_t, 3>& place, int64_t pad_y, int64_t pad_x,
-                     float* out, int64_t plane_step, int64_t channels, const Layer& layer = {}) {
-    const T* image = x + place[0] * s.h * s.w * s.c;
+// SIZE x SIZE samples from row `y`, column `x` of image `n` on -> as many planes, by the transform of a line.
+template <int SIZE, auto LINE, class T>
+void transform_image(const T* xs, const Images& s, int64_t n, int64_t y, int64_t x, float* out, int64_t plane_step, int64_t channels,
+                     const Layer& layer = {}) {
+    const T* image = xs + n * s.h * s.w * s.c;
     for (int64_t c = 0; c < channels; c += LANES) {
-        Vec d[PLANES], half[PLANES];
-        read<POINTS>(image, s, place[1] - pad_y, place[2] - pad_x, c, d);
-        modulate(d, PLANES, layer, place[0], s, c);
-        for (int j = 0; j < POINTS; j++) image_1d(d + j, POINTS, half + j, POINTS);
-        for (int i = 0; i < POINTS; i++) image_1d(half + i * POINTS, 1, d + i * POINTS, 1);
-        for (int p = 0; p < PLANES; p++) store(out + p * plane_step + c, d[p]);
+        Vec d[SIZE * SIZE], half[SIZE * SIZE];
+        read<SIZE>(image, s, y, x, c, d);
+        modulate(d, SIZE * SIZE, layer, n, s, c);
+        for (int j = 0; j < SIZE; j++) LINE(d + j, SIZE, half + j, SIZE);
+        for (int i = 0; i < SIZE; i++) LINE(half + i * SIZE, 1, d + i * SIZE, 1);
+        for (int p = 0; p < SIZE * SIZE; p++) store(out + p * plane_step + c, d[p]);
     }
 }
 
-template <class T>
-void transform_grad(const T* dy, const Images& s, const std::array<int64_t, 3>& place, float* out, int64_t plane_step,
-                    int64_t channels) {
-    const T* image = dy + place[0] * s.h * s.w * s.c;
-    for (int64_t c = 0; c < channels; c += LANES) {
-        Vec d[TILE * TILE], half[POINTS * TILE], z[PLANES];
-        read<TILE>(image, s, place[1], place[2], c, d);
-        for (int j = 0; j < TILE; j++) grad_1d(d + j, TILE, half + j, TILE);
-        for (int i = 0; i < POINTS; i++) grad_1d(half + i * TILE, 1, z + i * POINTS, 1);
-        for (int p = 0; p < PLANES; p++) store(out + p * plane_step + c, z[p]);
-    }
-}
-
-template <class T>
-void transform_result(const float* in, int64_t plane_step, T* y, const Images& s, const std::array<int64_t, 3>& place, const Layer& layer) {
-    T* corner = y + ((place[0] * s.h + place[1]) * s.w + place[2]) * s.c;
-    const int64_t rows = std::min(TILE, s.h - place[1]), cols = std::min(TILE, s.w - place[2]);
+// Gradients of a tile -> SIZE x SIZE planes.
+template <int SIZE, auto LINE, class T>
+void transform_grad(const T* dy, const Images& s, const Place& at, float* out, int64_t plane_step) {
+    const T* image = dy + at[0] * s.h * s.w * s.c;
     for (int64_t c = 0; c < s.c; c += LANES) {
-        Vec m[PLANES], half[TILE * POINTS], out[TILE * TILE];
-        for (int p = 0; p < PLANES; p++) m[p] = load(in + p * plane_step + c);
-        for (int j = 0; j < POINTS; j++) result_1d(m + j, POINTS, half + j, POINTS);
-        for (int i = 0; i < TILE; i++) result_1d(half + i * POINTS, 1, out + i * TILE, 1);
+        Vec d[TILE * TILE], half[SIZE * TILE], z[SIZE * SIZE];
+        read<TILE>(image, s, at[1], at[2], c, d);
+        for (int j = 0; j < TILE; j++) LINE(d + j, TILE, half + j, TILE);
+        for (int i = 0; i < SIZE; i++) LINE(half + i * TILE, 1, z + i * SIZE, 1);
+        for (int p = 0; p < SIZE * SIZE; p++) store(out + p * plane_step + c, z[p]);
+    }
+}
+
+// SIZE x SIZE planes -> a tile of results.
+template <int SIZE, auto LINE, class T>
+void transform_result(const float* in, int64_t plane_step, T* y, const Images& s, const Place& at, const Layer& layer) {
+    T* corner = y + ((at[0] * s.h + at[1]) * s.w + at[2]) * s.c;
+    const int64_t rows = std::min(TILE, s.h - at[1]), cols = std::min(TILE, s.w - at[2]);
+    for (int64_t c = 0; c < s.c; c += LANES) {
+        Vec m[SIZE * SIZE], half[TILE * SIZE], out[TILE * TILE];
+        for (int p = 0; p < SIZE * SIZE; p++) m[p] = load(in + p * plane_step + c);
+        for (int j = 0; j < SIZE; j++) LINE(m + j, SIZE, half + j, SIZE);
+        for (int i = 0; i < TILE; i++) LINE(half + i * SIZE, 1, out + i * TILE, 1);
         if (layer.bias)
             for (int64_t i = 0; i < rows; i++)
                 for (int64_t j = 0; j < cols; j++)
-                    out[i * TILE + j] = layer.finished(out[i * TILE + j], place[0], (place[1] + i) * s.w + place[2] + j, s, c);
+                    out[i * TILE + j] = layer.finished(out[i * TILE + j], at[0], (at[1] + i) * s.w + at[2] + j, s, c);
         for (int64_t i = 0; i < rows; i++)
             for (int64_t j = 0; j < cols; j++) store(corner + (i * s.w + j) * s.c + c, out[i * TILE + j], s.c - c);
     }
@@ -360,8 +424,7 @@ template <class T> struct Kernel {
 
     // Of [O, I, 3, 3], as a forward convolution needs it (I inside, O outside), or exchanged for gradients, which at
     // stride 1 are convolutions with rotated kernels.
-    Kernel(const at::Tensor& w, bool for_grad) : Kernel(w, for_grad, for_grad) {}
-    Kernel(const at::Tensor& w, bool for_grad, bool is_rotated) : data(static_cast<const T*>(w.const_data_ptr())), is_rotated(is_rotated) {
+    Kernel(const at::Tensor& w, bool for_grad) : data(static_cast<const T*>(w.const_data_ptr())), is_rotated(for_grad) {
         outer = w.size(for_grad), inner = w.size(!for_grad), outer_step = w.stride(for_grad), inner_step = w.stride(!for_grad);
         y_step = w.stride(2), x_step = w.stride(3);
     }
@@ -371,270 +434,306 @@ template <class T> struct Kernel {
         const int at = is_rotated ? 8 - tap : tap;
         const T* from = data + o * outer_step + i * inner_step + at / 3 * y_step + at % 3 * x_step;
         Vec v{};
-        for (int64_t lane = 0; lane < std::min<int64_t>(LANES, outer - o); lane++) v[lane] = widen(from[lane * outer_step]);
+        if (outer - o >= LANES) {  // known lanes become one vector in registers
+#pragma GCC unroll 16
+            for (int lane = 0; lane < LANES; lane++) v[lane] = widen(from[lane * outer_step]);
+            return v;
+        }
+        for (int64_t lane = 0; lane < outer - o; lane++) v[lane] = widen(from[lane * outer_step]);
         return v;
     }
 };
 
-// -> [PLANES][panels of outer][inner][PANEL]
-template <class T> void transform_kernel(const Kernel<T>& w, float* out) {
+at::Tensor scratch(int64_t size) { return at::empty({size}, at::kFloat); }
+
+// -> [PLANES][panels of outer][inner][PANEL]; if asked for the taps themselves behind them, [TAPS] in place of [PLANES].
+template <auto LINE, class T> at::Tensor transformed(const Kernel<T>& w, bool with_taps = false) {
     const int64_t panels = ceil_div(w.outer, PANEL), plane_step = panels * w.inner * PANEL;
+    at::Tensor all = scratch((PLANES + (with_taps ? TAPS : 0)) * plane_step);
+    float* out = all.data_ptr<float>();
     at::parallel_for(0, panels * w.inner, 16, [&](int64_t begin, int64_t end) {
         for (int64_t item = begin; item < end; item++) {
             const int64_t panel = item / w.inner, i = item % w.inner;
             for (int64_t col = 0; col < PANEL; col += LANES) {
-                Vec g[9], half[POINTS * KERNEL], u[PLANES];
-                for (int k = 0; k < 9; k++) g[k] = w.tap(panel * PANEL + col, i, k);
-                for (int j = 0; j < KERNEL; j++) kernel_1d(g + j, KERNEL, half + j, KERNEL);
-                for (int r = 0; r < POINTS; r++) kernel_1d(half + r * KERNEL, 1, u + r * POINTS, 1);
-                for (int p = 0; p < PLANES; p++) store(out + p * plane_step + item * PANEL + col, u[p]);
+                float* to = out + item * PANEL + col;
+                Vec g[TAPS], half[POINTS * KERNEL], u[PLANES];
+                for (int k = 0; k < TAPS; k++) g[k] = w.tap(panel * PANEL + col, i, k);
+                for (int j = 0; j < KERNEL; j++) LINE(g + j, KERNEL, half + j, KERNEL);
+                for (int r = 0; r < POINTS; r++) LINE(half + r * KERNEL, 1, u + r * POINTS, 1);
+                for (int p = 0; p < PLANES; p++) store(to + p * plane_step, u[p]);
+                for (int k = 0; with_taps && k < TAPS; k++) store(to + (PLANES + k) * plane_step, g[k]);
             }
         }
     });
+    return all;
 }
 
-at::Tensor scratch(int64_t size) { return at::empty({size}, at::kFloat); }
+// ---- Between the transforms: planes of results are sums of products of planes of images and of the kernel
 
-// How many blocks of `block` tiles to have transformed at a time.
-int64_t blocks_at_once(const Blocks& blocks, int64_t floats_per_tile) {
-    return std::clamp<int64_t>(BUDGET / (4 * blocks.size * floats_per_tile), std::min<int64_t>(8, blocks.num), blocks.num);
+struct Factors {
+    int64_t image, kernel, result;  // planes
+};
+using Group = std::vector<Factors>;
+
+struct Scheme {
+    int64_t images, results;                  // number of planes
+    std::vector<Group> by_result, by_kernel;  // what makes one plane of results; what makes one plane of the kernel's gradient
+
+    Scheme(int64_t images, int64_t results, const Group& all)
+        : images(images), results(results), by_result(grouped(all, &Factors::result)), by_kernel(grouped(all, &Factors::kernel)) {}
+
+    static std::vector<Group> grouped(const Group& all, int64_t Factors::*key) {
+        std::vector<Group> out;
+        for (const Factors& f : all) {
+            const auto same = std::find_if(out.begin(), out.end(), [&](const Group& group) { return group[0].*key == f.*key; });
+            if (same == out.end()) out.push_back({f});
+            else same->push_back(f);
+        }
+        return out;
+    }
+};
+
+// Calls `work` for each group and each of so many repetitions, every thread with as many products as the others.
+template <class Work> void share_out(const std::vector<Group>& groups, int64_t repetitions, const Work& work) {
+    int64_t total = 0;
+    for (const Group& group : groups) total += static_cast<int64_t>(group.size()) * repetitions;
+    at::parallel_for(0, total, 1, [&](int64_t begin, int64_t end) {
+        int64_t at = 0;
+        for (const Group& group : groups)
+            for (int64_t i = 0; i < repetitions; i++, at += static_cast<int64_t>(group.size()))
+                if (at >= begin && at < end) work(group, i);
+    });
 }
 
-template <class T> at::Tensor transformed(const Kernel<T>& w) {
-    at::Tensor u = scratch(PLANES * ceil_div(w.outer, PANEL) * PANEL * w.inner);
-    transform_kernel(w, u.data_ptr<float>());
-    return u;
+// At stride 1 planes belong together one by one.
+const Scheme& scheme() {
+    static const Scheme all(PLANES, PLANES, [] {
+        Group out;
+        for (int64_t p = 0; p < PLANES; p++) out.push_back({p, p, p});
+        return out;
+    }());
+    return all;
 }
 
-// Stride 1, with a transformed kernel; y has its size, which tells the padding on the far sides.
-template <class T>
-void winograd(const at::Tensor& x, const at::Tensor& u, int64_t pad_y, int64_t pad_x, at::Tensor& y, const Layer& layer = {}) {
-    const Images in(x), out(y);
-    const Tiles tiles(out.n, out.h, out.w);
+// At stride 2 an output is a sum over the two parities of samples, along each axis: y[i] = (w0 x[2i] + w2 x[2i+2]) + w1
+// x[2i+1]. The first sum is Winograd's F(4, 2) with the five finite points, the other has four points in common with it;
+// its kernel is w1 at all of them. So 36 planes of the kernel take part in 81 products, which have 25 planes of sums.
+// The transposed convolution is the same with images and results exchanged.
+template <bool TRANSPOSED> const Scheme& strided_scheme() {
+    static const Scheme all(TRANSPOSED ? FINITE * FINITE : STRIDED * STRIDED, TRANSPOSED ? STRIDED * STRIDED : FINITE * FINITE, [] {
+        const auto kernel = [](int64_t i) { return std::min(i, FINITE); };
+        const auto point = [](int64_t i) { return i < FINITE ? i : i - TILE; };
+        Group out;
+        for (int64_t i = 0; i < STRIDED; i++)
+            for (int64_t j = 0; j < STRIDED; j++) {
+                const int64_t one = i * STRIDED + j, other = point(i) * FINITE + point(j);
+                out.push_back({TRANSPOSED ? other : one, kernel(i) * POINTS + kernel(j), TRANSPOSED ? one : other});
+            }
+        std::stable_sort(out.begin(), out.end(), [](const Factors& a, const Factors& b) { return a.kernel < b.kernel; });
+        return out;
+    }());
+    return all;
+}
+
+// How many blocks of tiles to have transformed at a time: what `bytes` suffice for, but a few.
+int64_t blocks_at_once(const Blocks& blocks, int64_t floats_per_tile, int64_t bytes) {
+    return std::clamp<int64_t>(bytes / (4 * blocks.size * floats_per_tile), std::min<int64_t>(8, blocks.num), blocks.num);
+}
+
+// Images of `inner` channels to results of `outer`, with a transformed kernel. `transform` writes a tile's planes,
+// `finish` reads them.
+template <class Transform, class Finish>
+void winograd(const Scheme& scheme, const Tiles& tiles, int64_t inner, int64_t outer, const float* us, const Transform& transform,
+              const Finish& finish) {
     const Blocks blocks(tiles.total, ROWS);
-    const int64_t panels = ceil_div(out.c, PANEL), per_block = PLANES * blocks.size * (padded(in.c) + padded(out.c));
-    const float* us = u.const_data_ptr<float>();
-    const T* xs = data<T>(x);
-    T* ys = data<T>(y);
-    const auto transform = [&](int64_t first, int64_t t, const Transformed& left) {
-        const int64_t b = t / blocks.size, len = blocks.len(b), row = t % blocks.size;
-        transform_image(xs, in, tiles.place(t), pad_y, pad_x, left.plane(b - first, 0, len) + row * left.step, len * left.step, in.c,
-                        layer);
-    };
-    const auto multiply = [&](int64_t first, int64_t num, int64_t item, const Transformed& left, const Transformed& result) {
-        const int64_t p = item / panels, panel = item % panels;
+    const int64_t panels = ceil_div(outer, PANEL), per_tile = scheme.images * padded(inner) + scheme.results * padded(outer);
+    const auto multiply = [&](int64_t first, int64_t num, const Group& group, int64_t panel, const Transformed& left, const Transformed& result) {
         for (int64_t b = 0; b < num; b++) {
             const int64_t len = blocks.len(first + b);
-            const Term term{left.plane(b, p, len), us + item * in.c * PANEL};
-            product<true>(len, {in.c, left.step, PANEL, result.step, false}, &term, 1, result.plane(b, p, len) + panel * PANEL);
+            Term terms[PARITIES];
+            for (size_t i = 0; i < group.size(); i++)
+                terms[i] = {left.plane(b, group[i].image, len), us + (group[i].kernel * panels + panel) * inner * PANEL};
+            product<true>(len, {inner, left.step, PANEL, result.step, false}, terms, static_cast<int64_t>(group.size()),
+                          result.plane(b, group[0].result, len) + panel * PANEL);
         }
     };
-    const auto finish = [&](int64_t first, int64_t t, const Transformed& result) {
-        const int64_t b = t / blocks.size, len = blocks.len(b), row = t % blocks.size;
-        transform_result(result.plane(b - first, 0, len) + row * result.step, len * result.step, ys, out, tiles.place(t), layer);
+    const auto each = [&](int64_t first, int64_t t, const Transformed& planes, const auto& work) {
+        const int64_t b = t / blocks.size, len = blocks.len(b);
+        work(tiles.place(t), planes.plane(b - first, 0, len) + t % blocks.size * planes.step, len * planes.step);
     };
 
     // Few channels: a thread takes a block from image to image, so that transformed tiles stay in its core's own cache.
-    const int64_t bytes = static_cast<int64_t>(sizeof(float)) * (per_block + PLANES * panels * PANEL * in.c);
+    const int64_t bytes = static_cast<int64_t>(sizeof(float)) * (blocks.size * per_tile + PLANES * panels * PANEL * inner);
     if (bytes <= LOCAL && blocks.num >= 4 * at::get_num_threads()) {  // fewer are hard to share out
-        const at::Tensor own = scratch(at::get_num_threads() * per_block);
+        const at::Tensor own = scratch(at::get_num_threads() * blocks.size * per_tile);
         at::parallel_for(0, blocks.num, 1, [&](int64_t begin, int64_t end) {
-            float* start = own.data_ptr<float>() + at::get_thread_num() * per_block;
-            const Transformed left(start, in.c, blocks.size), result(start + left.size, out.c, blocks.size);
+            float* start = own.data_ptr<float>() + at::get_thread_num() * blocks.size * per_tile;
+            const Transformed left(start, inner, blocks.size, scheme.images), result(start + left.size, outer, blocks.size, scheme.results);
             for (int64_t b = begin; b < end; b++) {
                 const int64_t first = blocks.start(b), last = first + blocks.len(b);
-                for (int64_t t = first; t < last; t++) transform(b, t, left);
-                for (int64_t item = 0; item < PLANES * panels; item++) multiply(b, 1, item, left, result);
-                for (int64_t t = first; t < last; t++) finish(b, t, result);
+                for (int64_t t = first; t < last; t++) each(b, t, left, transform);
+                for (const Group& group : scheme.by_result)
+                    for (int64_t panel = 0; panel < panels; panel++) multiply(b, 1, group, panel, left, result);
+                for (int64_t t = first; t < last; t++) each(b, t, result, finish);
             }
         });
         return;
     }
 
-    const int64_t at_once = blocks_at_once(blocks, PLANES * (padded(in.c) + padded(out.c)));
-    const at::Tensor v = scratch(at_once * PLANES * blocks.size * padded(in.c));
-    const at::Tensor m = scratch(at_once * PLANES * blocks.size * padded(out.c));
-    const Transformed left(v.data_ptr<float>(), in.c, blocks.size), result(m.data_ptr<float>(), out.c, blocks.size);
+    const int64_t at_once = blocks_at_once(blocks, per_tile, BUDGET);
+    const at::Tensor v = scratch(at_once * scheme.images * blocks.size * padded(inner));
+    const at::Tensor m = scratch(at_once * scheme.results * blocks.size * padded(outer));
+    const Transformed left(v.data_ptr<float>(), inner, blocks.size, scheme.images), result(m.data_ptr<float>(), outer, blocks.size, scheme.results);
     for (int64_t first = 0; first < blocks.num; first += at_once) {
         const int64_t num = std::min(at_once, blocks.num - first), start = blocks.start(first);
         const int64_t end_tile = std::min(blocks.start(first + num), tiles.total);
         at::parallel_for(start, end_tile, 1, [&](int64_t begin, int64_t end) {
-            for (int64_t t = begin; t < end; t++) transform(first, t, left);
+            for (int64_t t = begin; t < end; t++) each(first, t, left, transform);
         });
-        at::parallel_for(0, PLANES * panels, 1, [&](int64_t begin, int64_t end) {
-            for (int64_t item = begin; item < end; item++) multiply(first, num, item, left, result);
-        });
+        share_out(scheme.by_result, panels, [&](const Group& group, int64_t panel) { multiply(first, num, group, panel, left, result); });
         at::parallel_for(start, end_tile, 1, [&](int64_t begin, int64_t end) {
-            for (int64_t t = begin; t < end; t++) finish(first, t, result);
+            for (int64_t t = begin; t < end; t++) each(first, t, result, finish);
         });
     }
 }
 
-// The kernel's gradient, [O, I, 3, 3].
-template <class T> void winograd_kernel_grad(const at::Tensor& x, const at::Tensor& dy, int64_t pad_y, int64_t pad_x, at::Tensor& dw) {
-    const Images in(x), out(dy);
-    const Tiles tiles(out.n, out.h, out.w);
-    const Blocks blocks(tiles.total, ROWS), rows(out.c, ROWS);
-    const int64_t at_once = blocks_at_once(blocks, PLANES * (padded(in.c) + padded(out.c))), panels = ceil_div(in.c, PANEL);
-    const int64_t du_step = panels * PANEL, du_plane = out.c * du_step;
+// The kernel's gradient, [O, I, 3, 3], of images and gradients as `of_image` and `of_grad` transform a tile of them.
+template <auto LINE, class T, class OfImage, class OfGrad>
+void winograd_kernel_grad(const Scheme& scheme, const Tiles& tiles, const OfImage& of_image, const OfGrad& of_grad, at::Tensor& dw) {
+    const int64_t outer = dw.size(0), inner = dw.size(1), panels = ceil_div(inner, PANEL);
+    const Blocks blocks(tiles.total, ROWS), rows(outer, ROWS);
+    const int64_t at_once = blocks_at_once(blocks, scheme.images * padded(inner) + scheme.results * padded(outer), GRAD_BUDGET);
+    const int64_t du_step = panels * PANEL, du_plane = outer * du_step;
     const at::Tensor du = scratch(PLANES * du_plane);
-    const at::Tensor v = scratch(at_once * PLANES * blocks.size * padded(in.c));
-    const at::Tensor z = scratch(at_once * PLANES * blocks.size * padded(out.c));
-    const Transformed right(v.data_ptr<float>(), in.c, blocks.size), left(z.data_ptr<float>(), out.c, blocks.size);
-    const T *xs = data<T>(x), *dys = data<T>(dy);
+    const at::Tensor v = scratch(at_once * scheme.images * blocks.size * padded(inner));
+    const at::Tensor z = scratch(at_once * scheme.results * blocks.size * padded(outer));
+    const Transformed right(v.data_ptr<float>(), inner, blocks.size, scheme.images), left(z.data_ptr<float>(), outer, blocks.size, scheme.results);
     float* dus = du.data_ptr<float>();
     for (int64_t first = 0; first < blocks.num; first += at_once) {
         const int64_t num = std::min(at_once, blocks.num - first), start = blocks.start(first);
         at::parallel_for(start, std::min(blocks.start(first + num), tiles.total), 1, [&](int64_t begin, int64_t end) {
             for (int64_t t = begin; t < end; t++) {
                 const int64_t b = t / blocks.size, len = blocks.len(b), row = t % blocks.size;
-                transform_image(xs, in, tiles.place(t), pad_y, pad_x, right.plane(b - first, 0, len) + row * right.step,
-                                len * right.step, panels * PANEL);
-                transform_grad(dys, out, tiles.place(t), left.plane(b - first, 0, len) + row * left.step,
-                               len * left.step, out.c);
+                of_image(tiles.place(t), right.plane(b - first, 0, len) + row * right.step, len * right.step, panels * PANEL);
+                of_grad(tiles.place(t), left.plane(b - first, 0, len) + row * left.step, len * left.step);
             }
         });
-        at::parallel_for(0, PLANES * rows.num, 1, [&](int64_t begin, int64_t end) {
-            std::vector<Term> terms(num);
-            const int64_t last = blocks.len(first + num - 1);
-            for (int64_t item = begin; item < end; item++) {
-                const int64_t p = item / rows.num, row = item % rows.num;
-                for (int64_t panel = 0; panel < panels; panel++) {
-                    for (int64_t b = 0; b < num; b++) {
+        share_out(scheme.by_kernel, rows.num, [&](const Group& group, int64_t row) {
+            const int64_t last = blocks.len(first + num - 1), num_last = static_cast<int64_t>(group.size());
+            std::vector<Term> terms;
+            for (int64_t panel = 0; panel < panels; panel++) {
+                terms.clear();
+                for (int64_t b = 0; b < num; b++)
+                    for (const Factors& f : group) {
                         const int64_t len = blocks.len(first + b);
-                        terms[b] = {left.plane(b, p, len) + rows.start(row), right.plane(b, p, len) + panel * PANEL};
+                        terms.push_back({left.plane(b, f.result, len) + rows.start(row), right.plane(b, f.image, len) + panel * PANEL});
                     }
-                    float* c = dus + p * du_plane + rows.start(row) * du_step + panel * PANEL;
-                    Product todo{blocks.size, left.step, right.step, du_step, first > 0};
-                    product<false>(rows.len(row), todo, terms.data(), num - 1, c);
-                    todo.depth = last, todo.is_added = first > 0 || num > 1;  // the last block may be smaller
-                    product<false>(rows.len(row), todo, terms.data() + num - 1, 1, c);
-                }
+                float* c = dus + group[0].kernel * du_plane + rows.start(row) * du_step + panel * PANEL;
+                const int64_t num_first = (num - 1) * num_last;
+                Product todo{blocks.size, left.step, right.step, du_step, first > 0};
+                product<false>(rows.len(row), todo, terms.data(), num_first, c);
+                todo.depth = last, todo.is_added = first > 0 || num > 1;  // the last block may be smaller
+                product<false>(rows.len(row), todo, terms.data() + num_first, num_last, c);
             }
         });
     }
     T* dws = data<T>(dw);
-    at::parallel_for(0, out.c, 4, [&](int64_t begin, int64_t end) {
+    at::parallel_for(0, outer, 4, [&](int64_t begin, int64_t end) {
         for (int64_t o = begin; o < end; o++)
-            for (int64_t i = 0; i < in.c; i += LANES) {
-                Vec u[PLANES], half[KERNEL * POINTS], g[9];
+            for (int64_t i = 0; i < inner; i += LANES) {
+                Vec u[PLANES], half[KERNEL * POINTS], g[TAPS];
                 for (int p = 0; p < PLANES; p++) u[p] = load(dus + p * du_plane + o * du_step + i);
-                for (int j = 0; j < POINTS; j++) kernel_grad_1d(u + j, POINTS, half + j, POINTS);
-                for (int k = 0; k < KERNEL; k++) kernel_grad_1d(half + k * POINTS, 1, g + k * KERNEL, 1);
-                for (int64_t lane = 0; lane < std::min<int64_t>(LANES, in.c - i); lane++)
-                    for (int k = 0; k < 9; k++) dws[(o * in.c + i + lane) * 9 + k] = narrow<T>(g[k][lane]);
+                for (int j = 0; j < POINTS; j++) LINE(u + j, POINTS, half + j, POINTS);
+                for (int k = 0; k < KERNEL; k++) LINE(half + k * POINTS, 1, g + k * KERNEL, 1);
+                for (int64_t lane = 0; lane < std::min<int64_t>(LANES, inner - i); lane++)
+                    for (int k = 0; k < TAPS; k++) dws[(o * inner + i + lane) * TAPS + k] = narrow<T>(g[k][lane]);
             }
     });
 }
 
-// ---- Transposed at stride 2, without padding, by parity: along an axis even results have two taps, y[2i] = w0 x[i] +
-// w2 x[i-1], odd ones have one, y[2i+1] = w1 x[i]. Winograd's F(4, 2) for the first needs the five finite sample points
-// of x[i-1], ..., x[i+3]; at 0 it sees nothing of the second, for which the other four suffice. So 25 planes of images
-// serve all four parities, with 81 products for 8x8 results that have 144 taps. The last row and column are by themselves.
+// ---- Stride 1; y has its size, which tells the padding on the far sides
 
-constexpr int64_t FINITE = POINTS - 1, WINDOW = FINITE * FINITE, PARITIES = 4, TAPS = 9;
-constexpr int64_t PAIRS = (2 * FINITE - 1) * (2 * FINITE - 1);  // of a plane and a parity that sees something of it
-
-// Where the pair of plane (row, col) and parity (odd row, odd column) is among all; those of a parity are together.
-constexpr int64_t pair_of(int64_t row, int64_t col, int64_t odd_row, int64_t odd_col) {
-    const int64_t before = (odd_row ? FINITE * (2 * FINITE - 1) : 0) + (odd_col ? (FINITE - odd_row) * FINITE : 0);
-    return before + (row - odd_row) * (FINITE - odd_col) + col - odd_col;
+template <class T>
+void winograd(const at::Tensor& x, const at::Tensor& u, int64_t pad_y, int64_t pad_x, at::Tensor& y, const Layer& layer = {}) {
+    const Images in(x), out(y);
+    const T* xs = data<T>(x);
+    T* ys = data<T>(y);
+    winograd(scheme(), Tiles(out.n, out.h, out.w), in.c, out.c, u.const_data_ptr<float>(),
+             [&](const Place& at, float* to, int64_t plane_step) {
+                 transform_image<POINTS, Unit::image>(xs, in, at[0], at[1] - pad_y, at[2] - pad_x, to, plane_step, in.c, layer);
+             },
+             [&](const Place& at, const float* from, int64_t plane_step) {
+                 transform_result<POINTS, Unit::result>(from, plane_step, ys, out, at, layer);
+             });
 }
 
-// One or two taps (of x[i-1] and x[i]) to five.
-inline void parity_kernel_1d(Vec before, Vec here, Vec* u, int u_step) {
-    u[0] = NZ * before;
-    u[u_step] = NP * (before + P * here);
-    u[2 * u_step] = NP * (before - P * here);
-    u[3 * u_step] = NQ * (before + Q * here);
-    u[4 * u_step] = NQ * (before - Q * here);
+template <class T> void winograd_kernel_grad(const at::Tensor& x, const at::Tensor& dy, int64_t pad_y, int64_t pad_x, at::Tensor& dw) {
+    const Images in(x), out(dy);
+    const T *xs = data<T>(x), *dys = data<T>(dy);
+    winograd_kernel_grad<Unit::kernel_grad, T>(
+        scheme(), Tiles(out.n, out.h, out.w),
+        [&](const Place& at, float* to, int64_t plane_step, int64_t channels) {
+            transform_image<POINTS, Unit::image>(xs, in, at[0], at[1] - pad_y, at[2] - pad_x, to, plane_step, channels);
+        },
+        [&](const Place& at, float* to, int64_t plane_step) { transform_grad<POINTS, Unit::grad>(dys, out, at, to, plane_step); }, dw);
 }
 
-// -> [PAIRS][panels of outer][inner][PANEL], then the taps themselves, [TAPS][panels of outer][inner][PANEL].
-at::Tensor transformed_by_parity(const Kernel<float>& w) {
-    const int64_t panels = ceil_div(w.outer, PANEL), plane_step = panels * w.inner * PANEL;
-    at::Tensor u = scratch((PAIRS + TAPS) * plane_step);
-    float* out = u.data_ptr<float>();
-    at::parallel_for(0, panels * w.inner, 16, [&](int64_t begin, int64_t end) {
-        for (int64_t item = begin; item < end; item++) {
-            const int64_t panel = item / w.inner, i = item % w.inner;
-            for (int64_t col = 0; col < PANEL; col += LANES) {
-                float* to = out + item * PANEL + col;
-                Vec g[TAPS];
-                for (int k = 0; k < TAPS; k++) store(to + (PAIRS + k) * plane_step, g[k] = w.tap(panel * PANEL + col, i, k));
-                for (int odd_row = 0; odd_row < 2; odd_row++) {
-                    Vec half[FINITE * KERNEL], all[WINDOW];
-                    for (int j = 0; j < KERNEL; j++)
-                        parity_kernel_1d(odd_row ? Vec{} : g[6 + j], g[(odd_row ? 3 : 0) + j], half + j, KERNEL);
-                    for (int odd_col = 0; odd_col < 2; odd_col++) {
-                        for (int r = 0; r < FINITE; r++)
-                            parity_kernel_1d(odd_col ? Vec{} : half[r * KERNEL + 2], half[r * KERNEL + odd_col], all + r * FINITE, 1);
-                        for (int r = odd_row; r < FINITE; r++)
-                            for (int j = odd_col; j < FINITE; j++)
-                                store(to + pair_of(r, j, odd_row, odd_col) * plane_step, all[r * FINITE + j]);
-                    }
-                }
-            }
-        }
-    });
-    return u;
+// ---- Stride 2, without padding
+
+void winograd_strided(const at::Tensor& x, const at::Tensor& u, at::Tensor& y) {
+    const Images in(x), out(y);
+    const float* xs = data<float>(x);
+    float* ys = data<float>(y);
+    winograd(strided_scheme<false>(), Tiles(out.n, out.h, out.w), in.c, out.c, u.const_data_ptr<float>(),
+             [&](const Place& at, float* to, int64_t plane_step) {
+                 transform_image<STRIDED, Double::strided>(xs, in, at[0], 2 * at[1], 2 * at[2], to, plane_step, in.c);
+             },
+             [&](const Place& at, const float* from, int64_t plane_step) {
+                 transform_result<FINITE, Double::finite_result>(from, plane_step, ys, out, at, {});
+             });
 }
 
-void transform_window(const float* x, const Images& s, const std::array<int64_t, 3>& place, float* out, int64_t plane_step, const Layer& layer) {
-    const float* image = x + place[0] * s.h * s.w * s.c;
-    for (int64_t c = 0; c < s.c; c += LANES) {
-        Vec d[WINDOW], half[WINDOW], v[FINITE];
-        read<FINITE>(image, s, place[1] - 1, place[2] - 1, c, d);
-        modulate(d, WINDOW, layer, place[0], s, c);
-        for (int j = 0; j < FINITE; j++) window_1d(d + j, FINITE, half + j, FINITE);
-        for (int i = 0; i < FINITE; i++) {
-            window_1d(half + i * FINITE, 1, v, 1);
-            for (int j = 0; j < FINITE; j++) store(out + (i * FINITE + j) * plane_step + c, v[j]);
-        }
-    }
+void winograd_strided_kernel_grad(const at::Tensor& x, const at::Tensor& dy, at::Tensor& dw) {
+    const Images in(x), out(dy);
+    const float *xs = data<float>(x), *dys = data<float>(dy);
+    winograd_kernel_grad<Double::strided_kernel_grad, float>(
+        strided_scheme<false>(), Tiles(out.n, out.h, out.w),
+        [&](const Place& at, float* to, int64_t plane_step, int64_t channels) {
+            transform_image<STRIDED, Double::strided>(xs, in, at[0], 2 * at[1], 2 * at[2], to, plane_step, channels);
+        },
+        [&](const Place& at, float* to, int64_t plane_step) { transform_grad<FINITE, Double::finite_grad>(dys, out, at, to, plane_step); }, dw);
 }
 
-// Sums of the points to four results of one parity; odd ones have none at 0.
-template <bool ODD> inline void parity_result_1d(const Vec* m, int step, Vec* y, int y_step) {
-    const Vec sp = m[step] + m[2 * step], dp = m[step] - m[2 * step];
-    const Vec sq = m[3 * step] + m[4 * step], dq = m[3 * step] - m[4 * step];
-    y[0] = ODD ? sp + sq : m[0] + sp + sq;
-    y[y_step] = P * dp + Q * dq;
-    y[2 * y_step] = P2 * sp + Q2 * sq;
-    y[3 * y_step] = P3 * dp + Q3 * dq;
-}
-
-// One parity of a tile, LANES channels from c on; `place` is of the images that went in, h x w of them.
+// One parity of a tile of the transposed convolution, LANES channels from c on; `at` is of the h x w images that went in.
 template <int ODD_ROW, int ODD_COL>
-void transform_parity(const float* in, int64_t plane_step, float* y, const Images& s, const std::array<int64_t, 3>& place,
-                      int64_t h, int64_t w, int64_t c) {
-    Vec m[WINDOW], half[TILE * FINITE], out[TILE * TILE];
-    for (int i = ODD_ROW; i < FINITE; i++)
-        for (int j = ODD_COL; j < FINITE; j++) m[i * FINITE + j] = load(in + pair_of(i, j, ODD_ROW, ODD_COL) * plane_step);
-    for (int j = ODD_COL; j < FINITE; j++) parity_result_1d<ODD_ROW>(m + j, FINITE, half + j, FINITE);
-    for (int i = 0; i < TILE; i++) parity_result_1d<ODD_COL>(half + i * FINITE, 1, out + i * TILE, 1);
-    float* corner = y + ((place[0] * s.h + 2 * place[1] + ODD_ROW) * s.w + 2 * place[2] + ODD_COL) * s.c + c;
-    const int64_t rows = std::min(TILE, h - place[1]), cols = std::min(TILE, w - place[2]);
+void transform_parity(const float* in, int64_t plane_step, float* y, const Images& s, const Place& at, int64_t h, int64_t w, int64_t c) {
+    constexpr int SIZE = FINITE;
+    Vec m[SIZE * SIZE], half[TILE * SIZE], out[TILE * TILE];
+    for (int i = ODD_ROW; i < SIZE; i++)
+        for (int j = ODD_COL; j < SIZE; j++) m[i * SIZE + j] = load(in + ((i + ODD_ROW * TILE) * STRIDED + j + ODD_COL * TILE) * plane_step);
+    for (int j = ODD_COL; j < SIZE; j++) (ODD_ROW ? Double::odd_result : Double::finite_result)(m + j, SIZE, half + j, SIZE);
+    for (int i = 0; i < TILE; i++) (ODD_COL ? Double::odd_result : Double::finite_result)(half + i * SIZE, 1, out + i * TILE, 1);
+    float* corner = y + ((at[0] * s.h + 2 * at[1] + ODD_ROW) * s.w + 2 * at[2] + ODD_COL) * s.c + c;
+    const int64_t rows = std::min(TILE, h - at[1]), cols = std::min(TILE, w - at[2]);
     for (int64_t i = 0; i < rows; i++)
         for (int64_t j = 0; j < cols; j++) store(corner + (i * s.w + j) * 2 * s.c, out[i * TILE + j], s.c - c);
 }
 
-void transform_parities(const float* in, int64_t plane_step, float* y, const Images& s, const std::array<int64_t, 3>& place,
-                        int64_t h, int64_t w) {
+void transform_parities(const float* in, int64_t plane_step, float* y, const Images& s, const Place& at, int64_t h, int64_t w) {
     for (int64_t c = 0; c < s.c; c += LANES) {
-        transform_parity<0, 0>(in + c, plane_step, y, s, place, h, w, c);
-        transform_parity<0, 1>(in + c, plane_step, y, s, place, h, w, c);
-        transform_parity<1, 0>(in + c, plane_step, y, s, place, h, w, c);
-        transform_parity<1, 1>(in + c, plane_step, y, s, place, h, w, c);
+        transform_parity<0, 0>(in + c, plane_step, y, s, at, h, w, c);
+        transform_parity<0, 1>(in + c, plane_step, y, s, at, h, w, c);
+        transform_parity<1, 0>(in + c, plane_step, y, s, at, h, w, c);
+        transform_parity<1, 1>(in + c, plane_step, y, s, at, h, w, c);
     }
 }
 
-// The last row (or column) of results has even ones alone across it: products with three taps, straight from the last
-// row (or column) of the images.
+// The last row (or column) of a transposed convolution has even results alone across it: products with three taps,
+// straight from the last row (or column) of the images. `taps` are those of the rotated kernel.
 void parity_border(const at::Tensor& x, const float* taps, at::Tensor& y, bool is_row, const Layer& layer) {
     const Images in(x), out(y);
     const int64_t len = is_row ? in.w : in.h, panels = ceil_div(out.c, PANEL), wide = padded(out.c), tap_step = panels * in.c * PANEL;
-    const int first = is_row ? 6 : 2, tap_stride = is_row ? 1 : 3;  // taps (2, k) or (k, 2)
+    const int first = is_row ? 2 : 6, tap_stride = is_row ? -1 : -3;  // taps (2, k) or (k, 2) from behind
     const float* xs = data<float>(x);
     float* ys = data<float>(y);
     at::parallel_for(0, in.n, 1, [&](int64_t begin, int64_t end) {
@@ -667,57 +766,25 @@ void parity_border(const at::Tensor& x, const float* taps, at::Tensor& y, bool i
     });
 }
 
-// From x [N, I, H, W] to y [N, O, 2H + 1, 2W + 1], with a kernel transformed by parity.
+// From x [N, I, H, W] to y [N, O, 2H + 1, 2W + 1]; the kernel has its taps behind it.
 void winograd_transposed(const at::Tensor& x, const at::Tensor& u, at::Tensor& y, const Layer& layer = {}) {
     const Images in(x), out(y);
-    const Tiles tiles(in.n, in.h, in.w);
-    const Blocks blocks(tiles.total, ROWS);
-    const int64_t at_once = blocks_at_once(blocks, WINDOW * padded(in.c) + PAIRS * padded(out.c)), panels = ceil_div(out.c, PANEL);
-    const at::Tensor v = scratch(at_once * WINDOW * blocks.size * padded(in.c));
-    const at::Tensor m = scratch(at_once * PAIRS * blocks.size * padded(out.c));
-    const Transformed left(v.data_ptr<float>(), in.c, blocks.size, WINDOW), result(m.data_ptr<float>(), out.c, blocks.size, PAIRS);
-    const float* us = u.const_data_ptr<float>();
-    const float* xs = data<float>(x);
+    const float *xs = data<float>(x), *us = u.const_data_ptr<float>();
     float* ys = data<float>(y);
-    std::vector<std::array<int64_t, 2>> order;  // plane and pair: what a plane is multiplied with comes in a row
-    for (int64_t p = 0; p < WINDOW; p++)
-        for (int64_t q = 0; q < PARITIES; q++)
-            if (p / FINITE >= q / 2 && p % FINITE >= q % 2) order.push_back({p, pair_of(p / FINITE, p % FINITE, q / 2, q % 2)});
-    for (int64_t first = 0; first < blocks.num; first += at_once) {
-        const int64_t num = std::min(at_once, blocks.num - first), start = blocks.start(first);
-        const int64_t end_tile = std::min(blocks.start(first + num), tiles.total);
-        at::parallel_for(start, end_tile, 1, [&](int64_t begin, int64_t end) {
-            for (int64_t t = begin; t < end; t++) {
-                const int64_t b = t / blocks.size, len = blocks.len(b), row = t % blocks.size;
-                transform_window(xs, in, tiles.place(t), left.plane(b - first, 0, len) + row * left.step, len * left.step, layer);
-            }
-        });
-        at::parallel_for(0, PAIRS * panels, 1, [&](int64_t begin, int64_t end) {
-            for (int64_t item = begin; item < end; item++) {
-                const auto [plane, pair] = order[item / panels];
-                const int64_t panel = item % panels;
-                for (int64_t b = 0; b < num; b++) {
-                    const int64_t len = blocks.len(first + b);
-                    const Term term{left.plane(b, plane, len), us + (pair * panels + panel) * in.c * PANEL};
-                    product<true>(len, {in.c, left.step, PANEL, result.step, false}, &term, 1,
-                                  result.plane(b, pair, len) + panel * PANEL);
-                }
-            }
-        });
-        at::parallel_for(start, end_tile, 1, [&](int64_t begin, int64_t end) {
-            for (int64_t t = begin; t < end; t++) {
-                const int64_t b = t / blocks.size, len = blocks.len(b), row = t % blocks.size;
-                transform_parities(result.plane(b - first, 0, len) + row * result.step, len * result.step, ys, out,
-                                   tiles.place(t), in.h, in.w);
-            }
-        });
-    }
-    const float* taps = us + PAIRS * panels * in.c * PANEL;
+    winograd(strided_scheme<true>(), Tiles(in.n, in.h, in.w), in.c, out.c, us,
+             [&](const Place& at, float* to, int64_t plane_step) {
+                 transform_image<FINITE, Double::window>(xs, in, at[0], at[1] - 1, at[2] - 1, to, plane_step, in.c, layer);
+             },
+             [&](const Place& at, const float* from, int64_t plane_step) { transform_parities(from, plane_step, ys, out, at, in.h, in.w); });
+    const float* taps = us + PLANES * ceil_div(out.c, PANEL) * PANEL * in.c;
     parity_border(x, taps, y, true, layer);
     parity_border(x, taps, y, false, layer);
 }
 
-// ---- Gradients to weights at stride 2, without padding: a product per tap, straight from the images
+// The kernel of [O, I, 3, 3] for it, from O to I channels.
+at::Tensor transformed_for_transposed(const at::Tensor& w) { return transformed<Double::strided_kernel>(Kernel<float>(w, true), true); }
+
+// ---- Gradients to weights at stride 2 for few tiles or channels: a product per tap, straight from the images
 
 constexpr int64_t PAIRED = 1024;  // pixels that are laid out in pairs at a time
 
@@ -911,11 +978,12 @@ at::Tensor conv2d(const at::Tensor& x, const at::Tensor& w, int64_t stride, int6
                       " don't fit images ", x.sizes(), ", wanted [O, ", x.size(1), ", 3, 3]");
     const int64_t h = size_after(x.size(2), stride, pad_y), wide = size_after(x.size(3), stride, pad_x);
     TORCH_CHECK_VALUE(h > 0 && wide > 0, "images ", x.sizes(), " are smaller than the kernel; give more padding");
-    if (!(own & OWN_CONV) || stride == 2) return last(at::conv2d(last(x), w.contiguous(), {}, {stride, stride}, {pad_y, pad_x}));
+    if (!(own & OWN_CONV) || (stride == 2 && !is_float)) return last(at::conv2d(last(x), w.contiguous(), {}, {stride, stride}, {pad_y, pad_x}));
     at::Tensor y = at::empty({x.size(0), w.size(0), h, wide}, x.options(), at::MemoryFormat::ChannelsLast);
     if (y.numel() == 0) return y;
-    if (is_float) winograd<float>(last(x), transformed(Kernel<float>(w, false)), pad_y, pad_x, y);
-    else winograd<Bfloat>(last(x), transformed(Kernel<Bfloat>(w, false)), pad_y, pad_x, y);
+    if (stride == 2) winograd_strided(last(x), transformed<Double::strided_kernel>(Kernel<float>(w, false)), y);
+    else if (is_float) winograd<float>(last(x), transformed<Unit::kernel>(Kernel<float>(w, false)), pad_y, pad_x, y);
+    else winograd<Bfloat>(last(x), transformed<Unit::kernel>(Kernel<Bfloat>(w, false)), pad_y, pad_x, y);
     return y;
 }
 
@@ -929,10 +997,16 @@ at::Tensor conv2d_input(const at::Tensor& dy, const at::Tensor& w, int64_t h, in
     if (dx.numel() == 0) return dx;
     const bool is_exact = h == 2 * dy.size(2) + 1 && wide == 2 * dy.size(3) + 1;
     if (!(own & OWN_INPUT) || (stride == 2 && !(is_exact && is_float))) return torch_grad(last(dy), dx, w.contiguous(), stride, pad_y, pad_x, 0);
-    if (stride == 2) return winograd_transposed(last(dy), transformed_by_parity(Kernel<float>(w, true, false)), dx), dx;
-    if (is_float) winograd<float>(last(dy), transformed(Kernel<float>(w, true)), 2 - pad_y, 2 - pad_x, dx);
-    else winograd<Bfloat>(last(dy), transformed(Kernel<Bfloat>(w, true)), 2 - pad_y, 2 - pad_x, dx);
+    if (stride == 2) return winograd_transposed(last(dy), transformed_for_transposed(w), dx), dx;
+    if (is_float) winograd<float>(last(dy), transformed<Unit::kernel>(Kernel<float>(w, true)), 2 - pad_y, 2 - pad_x, dx);
+    else winograd<Bfloat>(last(dy), transformed<Unit::kernel>(Kernel<Bfloat>(w, true)), 2 - pad_y, 2 - pad_x, dx);
     return dx;
+}
+
+// At stride 2 transforms for a gradient to weights pay with many tiles only, as with the others (`conv2d_cpu.pays`).
+bool has_many_tiles(const at::Tensor& x, const at::Tensor& dy) {
+    const int64_t channels = std::min(x.size(1), dy.size(1));
+    return channels >= 64 && Tiles(dy.size(0), dy.size(2), dy.size(3)).total >= 128;
 }
 
 at::Tensor conv2d_weight(const at::Tensor& x, const at::Tensor& dy, int64_t stride, int64_t pad_y, int64_t pad_x, int64_t own) {
@@ -945,7 +1019,7 @@ at::Tensor conv2d_weight(const at::Tensor& x, const at::Tensor& dy, int64_t stri
     if (!(own & OWN_WEIGHT)) return torch_grad(last(dy), last(x), dw, stride, pad_y, pad_x, 1);
     if (stride == 1 && is_float) winograd_kernel_grad<float>(last(x), last(dy), pad_y, pad_x, dw);
     else if (stride == 1) winograd_kernel_grad<Bfloat>(last(x), last(dy), pad_y, pad_x, dw);
-    else if (is_float) strided_kernel_grad(last(x), last(dy), dw);
+    else if (is_float) (has_many_tiles(x, dy) ? winograd_strided_kernel_grad : strided_kernel_grad)(last(x), last(dy), dw);
     else strided_kernel_grad_bfloat(last(x), last(dy), dw);
     return dw;
 }
@@ -956,9 +1030,9 @@ at::Tensor conv2d_prepare(const at::Tensor& w, bool transposed) {
     TORCH_CHECK_VALUE(w.size(2) == 3 && w.size(3) == 3, "weights ", w.sizes(), ", wanted [O, I, 3, 3]");
     if (transposed) {
         TORCH_CHECK_VALUE(w.scalar_type() == at::kFloat, "weights are ", w.scalar_type(), ", wanted float32 for a transposed convolution");
-        return transformed_by_parity(Kernel<float>(w, true, false));
+        return transformed_for_transposed(w);
     }
-    return w.scalar_type() == at::kFloat ? transformed(Kernel<float>(w, false)) : transformed(Kernel<Bfloat>(w, false));
+    return w.scalar_type() == at::kFloat ? transformed<Unit::kernel>(Kernel<float>(w, false)) : transformed<Unit::kernel>(Kernel<Bfloat>(w, false));
 }
 
 using Optional = std::optional<at::Tensor>;
@@ -979,7 +1053,7 @@ at::Tensor conv2d_prepared(const at::Tensor& x, const at::Tensor& u, int64_t cha
                            double alpha, double gain, double clamp) {
     check(x, "x");
     TORCH_CHECK_VALUE(u.scalar_type() == at::kFloat && u.is_contiguous() && channels > 0 &&
-                          u.numel() == (transposed ? PAIRS + TAPS : PLANES) * ceil_div(channels, PANEL) * PANEL * x.size(1),
+                          u.numel() == (PLANES + (transposed ? TAPS : 0)) * ceil_div(channels, PANEL) * PANEL * x.size(1),
                       "prepared weights don't fit images ", x.sizes(), ", wanted those of [", channels, ", ", x.size(1), ", 3, 3]");
     TORCH_CHECK_VALUE(!transposed || x.scalar_type() == at::kFloat, "x is ", x.scalar_type(), ", wanted float32 for a transposed convolution");
     const int64_t h = transposed ? 2 * x.size(2) + 1 : x.size(2), w = transposed ? 2 * x.size(3) + 1 : x.size(3);

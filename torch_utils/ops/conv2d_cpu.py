@@ -2,8 +2,8 @@
 
 Three operators, closed under differentiation (derivatives_cpu.cpp): the convolution, and its gradients to the images
 (which is also the transposed convolution) and to the weights. Each is done by our code or by torch's, whichever `pays`
-says. Ours are Winograd's at stride 1, in float32 whatever the images are, and at stride 2 the gradients: to float32
-images Winograd's, too, to weights by products.
+says. Ours are Winograd's at stride 1, in float32 whatever the images are; at stride 2 Winograd's for float32 images, and
+gradients to weights by products of bfloat16 or of few tiles.
 """
 
 from collections.abc import Callable
@@ -43,7 +43,7 @@ def prepare(w: torch.Tensor, *, transposed: bool = False) -> torch.Tensor:
 
     Args:
         w: [O, I, 3, 3]; of a transposed convolution of stride 2 [I, O, 3, 3].
-        transposed: Whether it is one. Its prepared weights are ten times as large, those of others four times.
+        transposed: Whether it is one. Its prepared weights are five times as large, those of others four times.
     """
     return _operator("conv2d_prepare")(w, transposed)
 
@@ -100,8 +100,7 @@ def prepared_pays(n: int, c: int, o: int, h: int, w: int, dtype: torch.dtype, *,
     """
     tiles = n * -(-h // 4) * -(-w // 4)
     if transposed:  # many weights to be read: few tiles are not worth them
-        least = 512 if min(c, o) < 128 else 64 if max(c, o) > 256 else 32
-        return dtype == torch.float32 and min(c, o) >= 64 and tiles >= least
+        return dtype == torch.float32 and min(c, o) >= 64 and tiles >= (16 if max(c, o) > 256 else 8)
     if dtype == torch.bfloat16:
         return min(c, o) >= 256 and tiles >= 32
     return dtype == torch.float32 and min(c, o) >= 64 and tiles >= 4
@@ -155,13 +154,13 @@ def pays(kind: str, n: int, c: int, o: int, h: int, w: int, stride: int, dtype: 
         dtype: float32 or bfloat16.
     """
     tiles = n * -(-h // 4) * -(-w // 4)
-    if stride == 2 and kind == "conv2d_input":
-        return dtype == torch.float32 and min(c, o) >= 64 and tiles >= (512 if min(c, o) < 128 else 256)
-    if stride == 2:  # torch's forward convolution is as fast as ours would be
-        return kind == "conv2d_weight" and min(c, o) >= 32 and n * h * w >= 16
+    if stride == 2 and kind == "conv2d_weight":
+        return min(c, o) >= 32 and n * h * w >= 16
+    if stride == 2:
+        return dtype == torch.float32 and min(c, o) >= 64 and tiles >= (64 if max(c, o) > 256 else 32)
     if dtype == torch.bfloat16:
         return min(c, o) >= 256 and tiles >= 128
-    return min(c, o) >= 64 and tiles >= 32
+    return min(c, o) >= 64 and tiles >= (32 if max(c, o) > 128 else 4)
 
 
 def own(n: int, c: int, o: int, h: int, w: int, stride: int, dtype: torch.dtype) -> int:
