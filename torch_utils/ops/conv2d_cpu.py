@@ -2,8 +2,8 @@
 
 Three operators, closed under differentiation (derivatives_cpu.cpp): the convolution, and its gradients to the images
 (which is also the transposed convolution) and to the weights. Each is done by our code or by torch's, whichever `pays`
-says. Ours are Winograd's at stride 1, in float32 whatever the images are; at stride 2 Winograd's for float32 images, and
-gradients to weights by products of bfloat16 or of few tiles.
+says. Ours are Winograd's at stride 1, in float32 whatever the images are; at stride 2 Winograd's for float32, and
+gradients to weights by products for bfloat16 or few tiles.
 """
 
 from collections.abc import Callable
