@@ -102,7 +102,7 @@ def prepared_pays(n: int, c: int, o: int, h: int, w: int, dtype: torch.dtype, *,
     if transposed:  # many weights to be read: few tiles are not worth them
         return dtype == torch.float32 and min(c, o) >= 64 and tiles >= (16 if max(c, o) > 256 else 8)
     if dtype == torch.bfloat16:
-        return min(c, o) >= 256 and tiles >= 32
+        return min(c, o) >= 64 and tiles >= (32 if max(c, o) > 128 else 4)
     return dtype == torch.float32 and min(c, o) >= 64 and tiles >= 4
 
 
@@ -159,7 +159,7 @@ def pays(kind: str, n: int, c: int, o: int, h: int, w: int, stride: int, dtype: 
     if stride == 2:
         return dtype == torch.float32 and min(c, o) >= 64 and tiles >= (64 if max(c, o) > 256 else 32)
     if dtype == torch.bfloat16:
-        return min(c, o) >= 256 and tiles >= 128
+        return min(c, o) >= 64 and tiles >= (128 if max(c, o) > 128 else 32)
     return min(c, o) >= 64 and tiles >= (32 if max(c, o) > 128 else 4)
 
 
