@@ -3,12 +3,11 @@
 #
 #   scripts/gan_answer.sh FOLDER [STAGE ...]     all stages by default
 #
-#     finetune  three targets, full and 100 images; logistic, k = 2 as given and calibrated, k = 8
+#     finetune  three targets, full and 100 images; logistic, k = 2 as given, calibrated and with a linear tail, k = 8,
+#               and k from 2 to 64 within 2 kimg
+#     long      all digits for 8 kimg, as their baseline has not levelled off at 3
 #     tune      Twemoji, learning rate and gamma chosen for every arm from one grid
 #     scratch   200 images of 64x64 from scratch, otherwise "auto": logistic, k = 2, k = 20
-#     tail      all digits once more with k = 2 and a linear tail, where k = 2 alone falls apart
-#     arms      finetune's comparisons with two arms more: k = 2 with a linear tail, and k from 2 to 64 within 2 kimg
-#     long      all digits for 10 kimg, as their baseline has not levelled off at 3
 #
 # Needs the extra: .venv/bin/python -m pip install -e '.[experiments]' -c constraints.txt
 # Builds the data sets on first use, trains with two processes of one thread each, and writes FOLDER/NAME/compare.{json,md,html}.
@@ -17,15 +16,15 @@ set -euo pipefail
 here=$(cd "$(dirname "$0")/.." && pwd)
 folder=${1:?usage: scripts/gan_answer.sh FOLDER [STAGE ...]}
 shift
-stages=${*:-finetune tail scratch tune arms long}
+stages=${*:-finetune long tune scratch}
 bin=${BIN:-$here/.venv/bin}
 mkdir -p "$folder" && cd "$folder"
 [ -f data/digits-32.zip ] || "$bin/python" "$here/scripts/experiment_targets.py" data
 
 common="--seeds 0-4 --threads 1 --device cpu --keep-last 1 --grid 8x4 --batch 16 --metrics fid,kid --metric-num 1000 --snap 1"
 
-# compare NAME OPTIONS...: both shares side by side, then the merged result.
-compare() {
+# shares NAME OPTIONS...: half of the runs each in two processes.
+shares() {
   local name=$1 pids=() share
   shift
   for share in 1/2 2/2; do
@@ -33,6 +32,13 @@ compare() {
     pids+=($!)
   done
   for share in "${pids[@]}"; do wait "$share"; done
+}
+
+# compare NAME OPTIONS...: all runs, then the result.
+compare() {
+  shares "$@"
+  local name=$1
+  shift
   "$bin/stylegan-rooted" compare --outdir "$name" $common "$@"
 }
 
@@ -40,32 +46,30 @@ compare() {
 shared="--aug noaug --pl-weight 0 --style-mixing 0 --g-reg-interval none --ema-kimg 0.5 --resume $here/stylegan_rooted/assets/emoji32.pkl"
 rates="--gamma 0.5 --glr 0.002 --dlr 0.002"
 
-# both TARGET MIRROR KIMG LOSSES: the full set for KIMG, then 100 images for 2.5 kimg. On Twemoji the baseline levels off at 3 kimg.
+losses="logistic,rooted:k=2,rooted:k=2,scale=calibrated,rooted:k=8,rooted:k=2,tail=4,rooted:k=2:64@2"
+
+# both TARGET MIRROR KIMG: the full set for KIMG, then 100 images for 2.5 kimg. On Twemoji the baseline levels off at 3 kimg.
 both() {
-  compare "$1-full" --losses "$4" --data "data/$1-32.zip" --mirror "$2" --kimg "$3" --tick 1 $shared $rates
-  compare "$1-100" --losses "$4" --data "data/$1-32.zip" --mirror "$2" --subset 100 --kimg 2.5 --tick 0.5 $shared $rates
+  compare "$1-full" --losses "$losses" --data "data/$1-32.zip" --mirror "$2" --kimg "$3" --tick 1 $shared $rates
+  compare "$1-100" --losses "$losses" --data "data/$1-32.zip" --mirror "$2" --subset 100 --kimg 2.5 --tick 0.5 $shared $rates
 }
 
-first="logistic,rooted:k=2,rooted:k=2,scale=calibrated,rooted:k=8"
 for stage in $stages; do
   case $stage in
-    finetune | arms)
-      losses=$first
-      [ "$stage" = finetune ] || losses="$first,rooted:k=2,tail=4,rooted:k=2:64@2"
-      both twemoji true 5 "$losses"
-      both openmoji true 3 "$losses"
-      both digits false 3 "$losses"
-      ;;
-    tail)
-      compare digits-full --losses "$first,rooted:k=2,tail=4" --data data/digits-32.zip --mirror false --kimg 3 --tick 1 $shared $rates
+    finetune)
+      both twemoji true 5
+      both openmoji true 3
+      both digits false 3
       ;;
     long)
-      compare digits-long --losses "logistic,rooted:k=2,rooted:k=2,tail=4,rooted:k=8" --data data/digits-32.zip --mirror false --kimg 10 --tick 2 \
+      compare digits-long --losses "logistic,rooted:k=2,rooted:k=2,tail=4" --data data/digits-32.zip --mirror false --kimg 8 --tick 2 \
         $shared $rates
       ;;
     tune)
-      compare twemoji-tuned --losses logistic,rooted:k=2 --data data/twemoji-32.zip --mirror true --kimg 5 --tick 1 $shared \
-        --tune "lr=0.001,0.002,0.004;gamma=0.1,0.5,2" --tune-kimg 2.5
+      tuned=(--losses logistic,rooted:k=2 --data data/twemoji-32.zip --mirror true --kimg 5 --tick 1 $shared
+        --tune "lr=0.001,0.002,0.004;gamma=0.1,0.5,2" --tune-kimg 2.5)
+      shares twemoji-tuned "${tuned[@]}"  # the search ends before what it chose begins
+      compare twemoji-tuned "${tuned[@]}"
       ;;
     scratch)
       compare twemoji-scratch --losses logistic,rooted:k=2,rooted:k=20 --data data/twemoji-64.zip --mirror true --subset 200 \
