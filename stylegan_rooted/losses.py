@@ -1,6 +1,9 @@
 """Objectives: the logistic loss and the Rooted Logistic Objective, two siblings behind one protocol for GANs, and the
 rooted objective for classifiers, with the interfaces of torch's own losses.
 
+To put in place of torch's losses, take the modules `RootedBCEWithLogitsLoss` and `RootedCrossEntropyLoss`;
+`RootedLogisticLoss` is no module but a GAN's objective, with a schedule of k, a tail and a scale.
+
 Owns the mathematics of margins and logits (spec: rooted-objective.md; Wang, Veluswami, Mishra, Ravi, arXiv:2310.03890).
 Knows nothing of networks, phases or images: `training.loss.GanLoss` calls `generator`, `discriminator_fake` and
 `discriminator_real` on raw logits [N, 1] and gets per-sample losses [N, 1].
@@ -26,6 +29,9 @@ FORMS = ("inverse", "direct")
 REDUCTIONS = ("none", "mean", "sum")
 PARTS = ("generator", "discriminator_fake", "discriminator_real")
 
+# Here the centred loss is off the logistic one by sp / 2k of it, about what float32 rounds away, and of k (...)^(1/k)
+# float32 keeps one decimal: a larger k could only lose digits, and would end in inf.
+MAX_K = 1e6
 # exp overflows float32 at 88.72; the tail may start no later than where the loss itself is comfortably finite.
 MAX_TAIL_PER_K = 80.0
 # Where the classifiers' losses turn into their tangent unless told otherwise: e^60 leaves room to sum a batch. The
@@ -51,7 +57,7 @@ def rooted_logistic(
 
     Args:
         margin: Margins of any shape; float16 and bfloat16 are evaluated, and returned, in float32.
-        k: Root, a finite number >= 1. k -> infinity tends (centred) to the logistic loss.
+        k: Root, a number in [1, 1e6]. k -> infinity tends (centred) to the logistic loss.
         centred: Subtract the floor: k expm1(sp(-m) / k), which is 0 for m -> infinity. Same gradient.
         tail_at: T > 0: below margin -T go on along the tangent, so that |slope| never exceeds its value at -T.
         calibrated: Divide by 2^(1/k), so that the slope at m = 0 is -1/2 for every k, as for the logistic loss.
@@ -79,14 +85,17 @@ def check_k(k: float) -> float:
     """Return k as a float.
 
     Raises:
-        ValueError: Not a finite number >= 1.
+        ValueError: Not a number in [1, 1e6], or a tensor, which torch's losses take in k's place.
     """
+    if isinstance(k, Tensor):
+        raise ValueError(f"--k is a tensor, {_described(k)}, but the root k is a plain number, e.g. 2; "
+                         "weights have names here: weight=..., pos_weight=...")
     try:
         number = float(k)
     except (TypeError, ValueError):
         number = math.nan
-    if not 1 <= number < math.inf:
-        raise ValueError(f"--k {k} is out of range: the root k is a finite number >= 1 "
+    if not 1 <= number <= MAX_K:
+        raise ValueError(f"--k {k} is out of range: the root k is a finite number >= 1 and <= 1e6 "
                          "(2 is the usual one; --loss logistic is the limit of large k)")
     return number
 
@@ -149,11 +158,11 @@ def parse_k(text: str | float | KSchedule) -> KSchedule:
     """Read `2` (constant) or `2:64@20` (geometric from 2 to 64 over the first 20 kimg).
 
     Raises:
-        ValueError: Unreadable, or a root below 1, NaN or infinite.
+        ValueError: Unreadable, or a root that `check_k` refuses.
     """
     if isinstance(text, KSchedule):
         return text
-    if isinstance(text, (int, float)):
+    if isinstance(text, (int, float, Tensor)):
         return KSchedule(check_k(text), check_k(text))
     roots, at, kimg = str(text).partition("@")
     start, colon, end = roots.partition(":")
@@ -213,11 +222,14 @@ class LogisticLoss:
 class RootedLogisticLoss:
     """Rooted Logistic Objective as a GAN loss (arXiv:2310.03890, spec rooted-objective.md sections 1 and 2).
 
+    The modules to put in place of torch's are `RootedBCEWithLogitsLoss` and `RootedCrossEntropyLoss`; this is the GAN's
+    objective with schedule, tail and scale, which the training asks part by part.
+
     L_k(s) for G's fakes and D's reals, L_k(-s) for D's fakes. Values are the paper's, so G never goes below k and D
     never below 2 k (times the scale); `centred` gives the values that can be compared between different k.
 
     Args:
-        k: Root >= 1, a number or the text of a schedule (`parse_k`).
+        k: Root in [1, 1e6], a number or the text of a schedule (`parse_k`).
         tail: `none` is the paper; `linear` continues along the tangent below margin -tail_at.
         tail_at: T in (0, 80 k]; required by `tail='linear'`, refused with `tail='none'`.
         scale: `paper` (k (...)^(1/k)), `calibrated` (that divided by 2^(1/k)) or a positive number, the factor before
@@ -380,7 +392,7 @@ def rooted_binary_cross_entropy_with_logits(
         target: y in [0, 1], same shape; between 0 and 1 it is a soft target.
         weight: Factor per element, broadcastable.
         pos_weight: Factor of the y term, broadcastable (per class in the last axis, as in torch).
-        k: Root, a finite number >= 1.
+        k: Root, a number in [1, 1e6].
         reduction: `none`, `mean` or `sum`.
         centred: Subtract the floor k, so that k -> infinity is the binary cross-entropy.
         tail_at: As in `rooted_logistic`. None is 60 k: the tangent beyond, where float32 would soon overflow; 10 k for
@@ -432,7 +444,7 @@ def rooted_cross_entropy(
         input: Logits [C], [N, C] or [N, C, d1, ...]; evaluated and returned in at least float32.
         target: Class numbers (integers) of that shape without C, or probabilities of that very shape.
         weight: Factor per class [C]; the mean over class numbers is weighted by it, as in torch.
-        k: Root, a finite number >= 1. The authors use 3 (CIFAR-10, ViT) and 8 (CIFAR-100, Swin).
+        k: Root, a number in [1, 1e6]. The authors use 3 (CIFAR-10, ViT) and 8 (CIFAR-100, Swin).
         m: The factor in front, a positive number; None is k.
         form: One of `FORMS`.
         reduction: `none`, `mean` or `sum`.

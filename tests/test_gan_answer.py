@@ -74,8 +74,9 @@ def running(tmp_path: Path) -> list[int]:
 def test_help_and_wrong_usage_build_nothing(start, tmp_path):
     process = start("--help")
     out, err = process.communicate(timeout=20)
-    assert (process.returncode, err) == (0, "") and "scripts/gan_answer.sh FOLDER [STAGE ...]" in out and "set -" not in out
-    for args, message in [((), "FOLDER [STAGE ...]"), (("out", "scratch", "scratchy"), "unknown stage scratchy; the stages are")]:
+    usage = "scripts/gan_answer.sh FOLDER [STAGE ...]"
+    assert (process.returncode, err) == (0, "") and usage in out and "set -" not in out
+    for args, message in [((), usage), (("out", "scratch", "scratchy"), "unknown stage scratchy; the stages are")]:
         process = start(*args)
         out, err = process.communicate(timeout=20)
         assert (process.returncode, out) == (2, "") and message in err

@@ -14,12 +14,14 @@ from torch.autograd import gradcheck, gradgradcheck
 
 from stylegan_rooted.losses import (
     LOSSES,
+    MAX_K,
     KSchedule,
     LogisticLoss,
     RootedBCEWithLogitsLoss,
     RootedCrossEntropyLoss,
     RootedLogisticLoss,
     build_loss,
+    check_k,
     logistic,
     parse_k,
     rooted_binary_cross_entropy_with_logits,
@@ -109,6 +111,16 @@ def test_limits_of_k():
     assert (rooted_logistic(near, 1e6, centred=True) - logistic(near)).abs().max() < 1e-5
     assert_close(rooted_logistic(m, 1), 1 + torch.exp(-m), 1e-14, "k = 1")
     assert_close(logistic(m), np.logaddexp(0, -m.numpy()), 1e-15, "logistic")
+
+
+def test_the_largest_k_is_the_logistic_loss_to_rounding():
+    m = torch.linspace(-8, 8, 161)
+    assert_ratio(rooted_logistic(m, MAX_K, centred=True), logistic(m), 5e-6, "float32, k = MAX_K")
+    logits = torch.tensor([[-500.0, 500.0], [500.0, -500.0]], requires_grad=True)
+    target = torch.tensor([0, 0])
+    for loss in (RootedCrossEntropyLoss(MAX_K), RootedCrossEntropyLoss(MAX_K, form="direct")):
+        (slope,) = torch.autograd.grad(loss(logits, target), logits)
+        assert loss(logits, target).isfinite() and slope.isfinite().all()
 
 
 @pytest.mark.parametrize("k", [1.0, 2.0, 8.0])
@@ -398,6 +410,7 @@ def test_schedule_stays_between_its_ends(start, end, kimg, t):
 
 
 BAD_K = [0.5, 0, -2, math.nan, math.inf, -math.inf, None, "0.5", "nan", "two", "", "2:64", "2@5", "0.5:2@5", "2:nan@5"]
+BAD_K += [1.1e6, 1e39, "1e39", "2:1e39@5"]
 BAD_LENGTHS = ["2:4@0", "2:4@-1", "2:4@nan", "2:4@x", "2:3:4@5"]
 
 
@@ -409,7 +422,15 @@ def test_bad_k_names_the_option(k):
         build_loss("rooted", k=k)
 
 
-@pytest.mark.parametrize("k", [0.99, math.nan, math.inf])
+@pytest.mark.parametrize("make", [RootedBCEWithLogitsLoss, RootedCrossEntropyLoss, RootedLogisticLoss, check_k])
+def test_a_tensor_is_no_k(make):
+    """torch's first argument is the weight: one such number was taken for k without a word."""
+    for weight in (torch.tensor([3.0]), torch.ones(4, 3)):
+        with pytest.raises(ValueError, match=r"^--k is a tensor, float32 \[.*weight=.*, pos_weight=[^\n]*$"):
+            make(weight)
+
+
+@pytest.mark.parametrize("k", [0.99, 1e39, math.nan, math.inf])
 def test_bad_k_says_the_allowed_range(k):
     with pytest.raises(ValueError, match=r"--k .*>= 1"):
         rooted_logistic(torch.zeros(1), k)

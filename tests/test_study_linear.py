@@ -276,6 +276,20 @@ def test_entries_say_better_only_where_every_interval_does():
 # --- end to end
 
 
+@pytest.mark.parametrize("found", ["compare.json", "runs/run.json"])
+def test_a_folder_that_holds_something_else_is_refused_and_left_alone(tmp_path, capsys, found):
+    file = tmp_path / found
+    file.parent.mkdir(exist_ok=True)
+    file.touch()
+    with pytest.raises(SystemExit) as exit:
+        cli.main(["study", "linear", "--out", str(tmp_path)])
+    name = found.partition("/")[0]
+    assert exit.value.code == 2 and f"is no study's folder: it holds {name} but no" in capsys.readouterr().err
+    assert [p.name for p in tmp_path.iterdir()] == [name]
+    (tmp_path / "cells.jsonl").touch()
+    run.check_folder(tmp_path)  # a study's from here on
+
+
 def test_study_from_end_to_end_resumed_and_reported(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(linear, "DEFAULT", SMALL)
     monkeypatch.setattr(linear, "NUM_STARTS", 2)

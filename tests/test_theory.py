@@ -148,6 +148,16 @@ def test_every_statement_names_a_test_that_exists():
         assert any(isinstance(n, ast.FunctionDef) and n.name == name for n in tree.body), f"{mark}: {place}"
 
 
+def test_the_example_of_the_modules_runs():
+    (example,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), flags=re.S)
+    names = {}
+    exec(example, names)  # noqa: S102 (the page's own text)
+    assert names["loss"].isfinite() and names["logits"].grad.abs().sum() > 0
+    modules = [names["losses"].RootedBCEWithLogitsLoss, names["losses"].RootedCrossEntropyLoss]
+    assert all(issubclass(module, torch.nn.Module) for module in modules)
+    assert not issubclass(names["losses"].RootedLogisticLoss, torch.nn.Module)  # as the page says
+
+
 def test_figures_of_the_page_are_there_and_small():
     text = PAGE.read_text(encoding="utf-8")
     figures = re.findall(r"!\[[^\]]+\]\(([\w-]+\.png)\)", text)

@@ -37,6 +37,7 @@ def command(name: str, out: str | None, seeds: list[int], full: bool, workers: i
     out = f"study-{name}" if out is None else out
     with usage_errors():
         study = run.build(name, seeds, full=full)
+        run.check_folder(out)
     run.run(study, out, num_workers=workers or os.cpu_count() or 1, bar=progress_bar, say=say)
     click.echo(f"Report:  {os.path.join(out, 'study.html')}")
 

@@ -10,12 +10,12 @@ from typing import Any, Protocol
 from stylegan_rooted import __version__
 from stylegan_rooted.finetune import check_outdir
 from stylegan_rooted.study import classifiers, linear
-from stylegan_rooted.study.cells import Cell, Cells, Result
+from stylegan_rooted.study.cells import FILE, Cell, Cells, Result
 from stylegan_rooted.study.classifier_report import ClassifierReport
 from stylegan_rooted.study.linear_report import LinearReport
 from stylegan_rooted.study.page import Page, html, markdown
 from training import run_dir
-from training.run_lock import FolderLock
+from training.run_lock import FALLBACK_NAME, FolderLock
 
 FORMAT = "stylegan-rooted study 1"
 KEPT_FROM_ENVIRONMENT = ("python", "torch", "numpy", "device_name", "cpu_capability")
@@ -107,6 +107,21 @@ def build(name: str, seeds: list[int], *, full: bool) -> Study:
     return STUDIES[name](list(dict.fromkeys(seeds)), full)
 
 
+def check_folder(outdir: str | Path) -> None:
+    """Refuse a folder that is neither new, nor empty, nor a study's, before any work.
+
+    Raises:
+        ValueError: It holds something else.
+        OSError: It cannot be written.
+    """
+    check_outdir(str(outdir), option="--out")
+    folder = Path(outdir)
+    names = {file.name for file in folder.iterdir()} - {FALLBACK_NAME} if folder.exists() else set()
+    if names and not names & {FILE, "study.json"}:
+        raise ValueError(f"--out {folder} is no study's folder: it holds {min(names)} but no {FILE}; "
+                         "name a new or an empty folder")
+
+
 def run(
     study: Study, outdir: str | Path, *, num_workers: int = 1, bar: Bar, say: Callable[[str], None] = lambda text: None
 ) -> dict[str, Any]:
@@ -123,10 +138,10 @@ def run(
         The object in study.json.
 
     Raises:
-        ValueError: A package is missing.
+        ValueError: A package is missing, or the folder is no study's.
         OSError: The folder cannot be written, or another process works in it.
     """
-    check_outdir(str(outdir), option="--out")
+    check_folder(outdir)
     folder = Path(outdir)
     folder.mkdir(parents=True, exist_ok=True)
     try:
