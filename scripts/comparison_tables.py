@@ -5,7 +5,7 @@ Usage: python scripts/comparison_tables.py FOLDER/*/compare.json [--png OUT.png]
 Every comparison judges each arm by itself (see docs/compare.md). Beside that, arms are judged over all comparisons
 together: the mean over comparisons of the mean logarithm of (arm's figure / baseline's). Its standard error comes from
 the seeds within each comparison, with Welch and Satterthwaite's degrees of freedom: this is the expected change over
-*these* data sets, not over others.
+*these* data sets, not over others. It takes comparisons for independent; the last column does not (see `with_blocks`).
 """
 
 import argparse
@@ -18,6 +18,7 @@ import numpy as np
 from scipy import stats
 
 from stylegan_rooted import paired
+from stylegan_rooted.compare_results import label, lower_is_better
 
 SHOWN = ("kd", "density", "coverage", "memorisation")
 
@@ -28,7 +29,8 @@ def table(names: list[str], rows: list[list[str]]) -> str:
 
 
 def interval(row: dict[str, Any], show: str) -> str:
-    return f"{row['low']:{show}} to {row['high']:{show}}"
+    """Ends of an interval; a single pair has none."""
+    return "none" if row["low"] is None or row["high"] is None else f"{row['low']:{show}} to {row['high']:{show}}"
 
 
 def spread(arm: dict[str, Any], figure: str) -> str:
@@ -67,40 +69,61 @@ def differences_table(found: dict[str, Any], against: str) -> str:
         ]  # fmt: skip
         other = [] if against == found["baseline"] else [ratio(found, arm, against)]
         rows.append([arm, *shown, verdict["outcome"], took, *other])
-    what = "over" if any(d["ratio"] for d in found["differences"]) else "less"
+    rows_judged = [d for d in found["differences"] if d["figure"] == found["judged_by"]]
+    what = " or ".join(dict.fromkeys("over" if d["ratio"] else "less" for d in rows_judged)) or "against"
     names = [f"arm {what} {found['baseline']}", "mean", "bootstrap", "t", "t, corrected", "outcome"]
     other = [] if against == found["baseline"] else [f"over {against}'s (t)"]
     return table([*names, f"kimg to 90 %, over {found['baseline']}'s", *other], rows)
 
 
 def ratio(found: dict[str, Any], arm: str, against: str) -> str:
-    """Geometric mean ratio of two arms' last figures with Student's interval."""
-    own, theirs = figures_of(found, arm, against)
-    if not own or arm == against:
+    """Geometric mean ratio of two arms' last figures with Student's interval; "" where there is none."""
+    logs = log_ratios(found, arm, against)
+    if not logs or arm == against:
         return ""
-    r = paired.paired_ratio(own, theirs, method="t")
-    return f"{r.mean:.2f} ({r.low:.2f} to {r.high:.2f})"
+    r = geometric_mean(logs)
+    return f"{r.mean:.2f}" if r.n == 1 else f"{r.mean:.2f} ({r.low:.2f} to {r.high:.2f})"
 
 
-def figures_of(found: dict[str, Any], arm: str, against: str) -> tuple[list[float], list[float]]:
-    """Last figures of two arms, in the seeds in which both have one."""
+def geometric_mean(logs: dict[int, float], level: float = paired.LEVEL) -> paired.Interval:
+    """Of what has these logarithms, with Student's interval."""
+    return paired.paired_ratio(np.exp([*logs.values()]), np.ones(len(logs)), method="t", level=level)
+
+
+def log_ratios(found: dict[str, Any], arm: str, against: str) -> dict[int, float] | None:
+    """Seed -> logarithm of (arm's last figure / the other's), where both have one; None if one of them isn't above 0.
+
+    Such figures (KD and KID may be zero and below) have no ratios, and leaving out some pairs for what they show would
+    bend the others'.
+    """
     values: dict[tuple[str, int], float] = {}
     for run in found["runs"]:
         value = (run["final"].get(found["judged_by"]) or {}).get("value") if run["status"] == "finished" else None
         if value is not None:
             values[run["arm"], run["seed"]] = value
     seeds = [s for s in found["seeds"] if (arm, s) in values and (against, s) in values]
-    return [values[arm, s] for s in seeds], [values[against, s] for s in seeds]
+    pairs = {seed: (values[arm, seed], values[against, seed]) for seed in seeds}
+    if any(value <= 0 for pair in pairs.values() for value in pair):
+        return None
+    return {seed: math.log(own) - math.log(theirs) for seed, (own, theirs) in pairs.items()}
 
 
 def together(comparisons: list[dict[str, Any]], arm: str, num_arms: int) -> str:
-    """Ratio of the last figure to the baseline's over all comparisons that have the arm; "" for fewer than two."""
-    pairs = [figures_of(found, arm, found["baseline"]) for found in comparisons]
-    groups = [np.log(own) - np.log(theirs) for own, theirs in pairs if len(own) > 1]
-    if len(groups) < 2:
+    """Ratio of the last figure to the baseline's over all comparisons that have the arm; "" for fewer than two.
+
+    Comparisons of one pair have no spread and are left out; the text says how many were used. Comparisons are taken for
+    independent, though all of them share their seeds: where a seed is good or bad for an arm on all data, the interval
+    is too narrow. `with_blocks` does without this.
+    """
+    found = [log_ratios(one, arm, one["baseline"]) for one in comparisons]
+    groups = [np.array([*logs.values()]) for logs in found if logs is not None and len(logs) > 1]
+    if len(groups) < 2 or None in found:
         return ""
     parts = np.array([np.var(d, ddof=1) / len(d) for d in groups]) / len(groups) ** 2
     mean, variance = float(np.mean([np.mean(d) for d in groups])), float(parts.sum())
+    used = f"{sum(map(len, groups))} pairs of {len(groups)} comparisons"
+    if variance <= paired.ROUNDING**2:
+        return f"{math.exp(mean):.3f} (no spread), {used}"
     freedom = variance**2 / float(sum(p**2 / (len(d) - 1) for p, d in zip(parts, groups, strict=True)))
 
     def ends(level: float) -> str:
@@ -108,7 +131,25 @@ def together(comparisons: list[dict[str, Any]], arm: str, num_arms: int) -> str:
         return f"{math.exp(mean - half):.3f} to {math.exp(mean + half):.3f}"
 
     corrected = ends(1 - 0.05 / num_arms)
-    return f"{math.exp(mean):.3f} ({ends(0.95)}; corrected {corrected}), {sum(map(len, groups))} pairs"
+    return f"{math.exp(mean):.3f} ({ends(0.95)}; corrected {corrected}), {used}"
+
+
+def with_blocks(comparisons: list[dict[str, Any]], arm: str, num_arms: int) -> str:
+    """As `together`, by Student's t over seeds of each seed's mean over comparisons, whatever these share in a seed.
+
+    "" for fewer than two comparisons or seeds, or where some comparison lacks a pair of some seed.
+    """
+    found = [log_ratios(one, arm, one["baseline"]) for one in comparisons]
+    seeds = {seed for one in comparisons for seed in one["seeds"]}
+    logs = [one for one in found if one is not None and one.keys() == seeds]
+    if min(len(logs), len(seeds)) < 2 or len(logs) < len(found):
+        return ""
+    means = {seed: float(np.mean([one[seed] for one in logs])) for seed in sorted(seeds)}
+    single, corrected = geometric_mean(means), geometric_mean(means, 1 - 0.05 / num_arms)
+    ends = "no spread"
+    if single.low < single.high:
+        ends = f"{interval(vars(single), '.3f')}; corrected {interval(vars(corrected), '.3f')}"
+    return f"{single.mean:.3f} ({ends}), {len(seeds)} seeds of {len(logs)} comparisons"
 
 
 def draw(comparisons: dict[str, dict[str, Any]], path: Path) -> None:
@@ -127,10 +168,11 @@ def draw(comparisons: dict[str, dict[str, Any]], path: Path) -> None:
     for name, found in comparisons.items():
         first = y
         for verdict in found["verdicts"]:
-            arm, (own, theirs) = verdict["arm"], figures_of(found, verdict["arm"], found["baseline"])
-            if own:
-                r = paired.paired_ratio(own, theirs, method="t")
-                axes.plot([r.low, r.high], [y, y], color=colours[arm], linewidth=2, label=labels.pop(arm, None))
+            arm, logs = verdict["arm"], log_ratios(found, verdict["arm"], found["baseline"])
+            if logs:
+                r = geometric_mean(logs)
+                ends = [r.low, r.high] if r.n > 1 else [r.mean, r.mean]
+                axes.plot(ends, [y, y], color=colours[arm], linewidth=2, label=labels.pop(arm, None))
                 axes.plot(r.mean, y, "o", color=colours[arm], markersize=5)
             y += 1
         ticks.append(((first + y - 1) / 2, name))
@@ -143,12 +185,20 @@ def draw(comparisons: dict[str, dict[str, Any]], path: Path) -> None:
     shown = [tick for tick in (0.5, 0.7, 0.85, 1, 1.2, 1.5, 2, 3, 5, 10, 20, 50) if low <= tick <= high]
     axes.set_xticks(shown, [f"{tick:g}" for tick in shown], minor=False)
     axes.set_xticks([], minor=True)
-    axes.set_xlabel("last FD over the logistic loss's, logarithmic (mean of pairs, 95 % t interval); left is better")
+    axes.set_xlabel(axis_label(next(iter(comparisons.values()))))
     figure.legend(loc="outside upper center", ncols=3, frameon=False, fontsize=9)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     figure.savefig(path, dpi=110, bbox_inches="tight")
     print(f"{path}: {path.stat().st_size:,} bytes")
+
+
+def axis_label(found: dict[str, Any]) -> str:
+    """What the figure shows, by the words of its first comparison."""
+    figure = found["judged_by"]
+    better = "left" if lower_is_better(figure) else "right"
+    what = f"last {label(figure)} over {found['baseline']}'s, logarithmic"
+    return f"{what} (mean of pairs, 95 % t interval); {better} is better"
 
 
 def main() -> None:
@@ -170,9 +220,12 @@ def main() -> None:
         own = [found for found in comparisons.values() if any(v["arm"] == arm for v in found["verdicts"])]
         outcomes = [v["outcome"] for found in own for v in found["verdicts"] if v["arm"] == arm]
         counted = [str(outcomes.count(word)) for word in ("better", "no difference seen", "worse")]
-        rows.append([arm, *counted, str(len(own)), together(own, arm, len(arms))])
+        rows.append(
+            [arm, *counted, str(len(own)), together(own, arm, len(arms)), with_blocks(own, arm, len(arms))]
+        )
     print("#### All together\n")
-    print(table(["arm", "better", "no difference seen", "worse", "of", "last figure over the baseline's (95 %)"], rows))
+    names = ["arm", "better", "no difference seen", "worse", "of", "last figure over the baseline's (95 %)"]
+    print(table([*names, "with seeds as blocks"], rows))
     if args.png:
         draw(comparisons, args.png)
 

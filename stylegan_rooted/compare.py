@@ -94,6 +94,11 @@ class Request:
         for field, why in UNFAIR.items():
             if _get(self.config, field):
                 raise ValueError(f"{field} is not for a comparison: {why}")
+        for arm in self.arms:
+            try:
+                finetune.check_options(_with_arm(self.config, arm, 0))
+            except ValueError as error:
+                raise ValueError(f"--losses, {arm.name}: {error}") from None
 
     @property
     def folder(self) -> Path:
@@ -263,15 +268,10 @@ class Planned:
 
     @classmethod
     def of(cls, request: Request, flags: Mapping[str, str]) -> "Planned":
-        """Open checkpoint, data and detectors once and check all arms: nothing is trained that cannot be measured."""
+        """Open checkpoint, data and detectors once and check fairness: nothing is trained that cannot be measured."""
         if distributed.place().world > 1:
             raise ValueError("compare trains in one process; spread it over several with --only 1/n, 2/n, …")
         configs = [_with_arm(request.config, arm, request.seeds[0]) for arm in request.arms]
-        for arm, config in zip(request.arms, configs):
-            try:
-                finetune.check_options(config)
-            except ValueError as error:
-                raise ValueError(f"--losses, {arm.name}: {error}") from None
         check_fair([finetune.prepare(config).config for config in configs])
         plan = finetune.prepare(configs[0].replace(loss__gamma=request.config.loss.gamma))  # shared, not the arm's own
         whole = plan.dataset.full()
@@ -350,9 +350,9 @@ class Planned:
             return None
         differences = resume.differing(known.get("fingerprint"), self.fingerprint(job))
         if differences:
+            told = "; ".join(self._describe(job, difference) for difference in differences)
             raise ValueError(
-                f"{job.folder} holds another run: {'; '.join(self._describe(d) for d in differences)}. Give these as "
-                "they were, or name another --outdir"
+                f"{job.folder} holds another run: {told}. Give these as they were, or name another --outdir"
             )
         return _read(job.folder / RESULT_FILE)
 
@@ -453,9 +453,11 @@ class Planned:
         )
         return replace(shared, loss=loss, optim=optim, schedule=config.schedule, runtime=config.runtime)
 
-    def _describe(self, difference: tuple[str, Any, Any]) -> str:
+    def _describe(self, job: Job, difference: tuple[str, Any, Any]) -> str:
         field, old, new = difference
         field = field.removeprefix("settings.")
+        if field == "schedule.kimg" and self.request.grid and job.seed == self.request.tune_seed:
+            return f"--tune-kimg {old}, now {new}"
         if field in ("data", "resume"):
             return f"--{field}: its content was another"
         if field.startswith("judged."):

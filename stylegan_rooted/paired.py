@@ -9,6 +9,7 @@ once more at a level that counts how many comparisons were made.
 
 import itertools
 import math
+import sys
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -26,7 +27,8 @@ METHODS = ("bca", "percentile", "t")
 BETTER, WORSE, NONE_SEEN, TOO_FEW = "better", "worse", "no difference seen", "too few pairs"
 LEFT_OPEN = "left open by failed runs"
 ROUNDING = 1e-12
-"""Differences that spread by less, relative to the values they are of, differ by rounding alone."""
+"""Differences that spread by less, relative to the values they are of, differ by rounding alone; so do logarithms."""
+MAX_EXPONENT = math.log(sys.float_info.max)
 
 
 @dataclass(frozen=True)
@@ -106,23 +108,25 @@ def paired_difference(
     Raises:
         ValueError: Lengths differ, there is no pair, a value is not finite, or an unknown method.
     """
-    first, second = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
-    if first.ndim != 1 or first.shape != second.shape:
-        raise ValueError(f"pairs need two lists of one length, got {first.shape} and {second.shape}")
-    return _interval(_without_rounding(first - second, first, second), method, level, seed)
+    first, second = _pairs(a, b)
+    noise = ROUNDING * max(np.abs(first).max(initial=0.0), np.abs(second).max(initial=0.0))
+    return _interval(_without_rounding(first - second, noise), method, level, seed)
 
 
 def paired_ratio(a: ArrayLike, b: ArrayLike, *, method: str = "bca", level: float = LEVEL, seed: int = 0) -> Interval:
-    """Geometric mean of a / b over pairs, with an interval: `paired_difference` of logarithms, put back.
+    """Geometric mean of a / b over pairs, with an interval: that of logarithms' differences, put back; an end that is
+    too large for a float is infinite.
 
     Raises:
         ValueError: As `paired_difference`, or a value that is not positive.
     """
-    if not (np.asarray(a) > 0).all() or not (np.asarray(b) > 0).all():
+    first, second = _pairs(a, b)
+    if not (first > 0).all() or not (second > 0).all():
         raise ValueError("ratios need positive values")
-    found = paired_difference(np.log(a), np.log(b), method=method, level=level, seed=seed)
-    low, high = (math.exp(end) if end < math.inf else math.inf for end in (found.low, found.high))
-    return Interval(math.exp(found.mean), low, high, found.n, method, level)
+    # What is relative in a value is absolute in its logarithm.
+    found = _interval(_without_rounding(np.log(first) - np.log(second), ROUNDING), method, level, seed)
+    mean, low, high = (math.exp(x) if x <= MAX_EXPONENT else math.inf for x in (found.mean, found.low, found.high))
+    return Interval(mean, low, high, found.n, method, level)
 
 
 def compare_pairs(
@@ -205,7 +209,10 @@ def verdict(
         return Verdict(outcome, f"{head}: {outcome} ({numbers}){ending}")
     why = f"anything from {show(low)} to {show(high)} is not excluded"
     if all(i.excludes(neutral) for i in both):
-        why = f"a single comparison would show one, but this is one of {found.num_comparisons}"
+        why = (
+            f"a single comparison would show one, but this is one of {found.num_comparisons}, and the interval "
+            f"corrected for that is {show(found.corrected.low)} to {show(found.corrected.high)}"
+        )
     elif any(i.excludes(neutral) for i in both):
         why = f"only one of the two intervals excludes {neutral:g}; {why}"
     return Verdict(NONE_SEEN, f"{head}: {NONE_SEEN} ({numbers}; {why}){ending}")
@@ -222,10 +229,20 @@ def coarse_note(n: int) -> str:
     return f"{n} pairs are few and the intervals coarse{beyond}"
 
 
-def _without_rounding(d: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """`d` = a - b, all of it its mean where it spreads by rounding alone."""
-    noise = ROUNDING * max(np.abs(a).max(initial=0.0), np.abs(b).max(initial=0.0))
-    return np.full_like(d, d.mean()) if d.size and np.ptp(d) <= noise < math.inf else d
+def _pairs(a: ArrayLike, b: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    """Both as float64 [n]."""
+    first, second = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
+    if first.ndim != 1 or first.shape != second.shape:
+        raise ValueError(f"pairs need two lists of one length, got {first.shape} and {second.shape}")
+    return first, second
+
+
+def _without_rounding(d: np.ndarray, noise: float) -> np.ndarray:
+    """Differences `d`, all of them their mean where they spread by `noise` alone, and 0 where that is noise, too."""
+    if not d.size or not np.ptp(d) <= noise < math.inf:
+        return d
+    mean = float(d.mean())
+    return np.full_like(d, mean if abs(mean) > noise else 0.0)
 
 
 def _interval(d: np.ndarray, method: str, level: float, seed: int) -> Interval:

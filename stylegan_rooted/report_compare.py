@@ -114,8 +114,8 @@ def pictures(results: dict[str, Any]) -> list[Picture]:
         title = f"{label(figure)} less that of {results['baseline']}"
         better = "below" if lower_is_better(figure) else "above"
         note = (
-            f"Mean of paired differences; the band is the 95 % t interval at each point. {better.capitalize()} zero is "
-            "better than the baseline. Where a band holds zero, no difference is seen there."
+            f"Mean of paired differences; {better} zero is better than the baseline. Bands are 95 % t intervals of the "
+            "differences at each point by itself; the verdict goes by the table of paired differences."
         )
         svg = draw(title, bands, zero=True)
         found.append(Picture(title, note, svg, [(x.name, x.color) for x in bands]))
@@ -236,6 +236,7 @@ def _differences(results: dict[str, Any]) -> Table:
             _interval(row["bootstrap"]),
             _interval(row["student"]),
             *_ratio(row.get("ratio")),
+            _corrected(row) if row["figure"] == results["judged_by"] else "",
             str(row["n"]),
         ]
         for row in results["differences"]
@@ -243,10 +244,10 @@ def _differences(results: dict[str, Any]) -> Table:
     note = (
         f"Arm less {results['baseline']}, seed by seed; ratios are arm over {results['baseline']}, as geometric means. "
         f"The verdict goes by {label(results['judged_by'])} alone (by its ratios, if there are any) and asks that both "
-        "intervals exclude equality, and Student's also at the level that counts all arms; other figures are shown for "
-        "what they are, without such a correction."
+        "intervals exclude equality, and Student's also at the level that counts all arms (corrected); other figures "
+        "are shown for what they are, without such a correction."
     )
-    header = ["figure", "arm", "mean", "95 % bootstrap (BCa)", "95 % t", "ratio", "bootstrap", "t", "n"]
+    header = ["figure", "arm", "mean", "95 % bootstrap (BCa)", "95 % t", "ratio", "bootstrap", "t", "corrected", "n"]
     return Table("Paired differences", note, header, rows)
 
 
@@ -351,7 +352,12 @@ def _ratio(found: dict[str, Any] | None) -> list[str]:
     """Cells of a geometric mean ratio and its two intervals; empty for a figure that has none."""
     if found is None:
         return ["", "", ""]
-    return [number(found["mean"]), *(_interval(found[name], plus=False) for name in ("bootstrap", "student"))]
+    return [_number(found["mean"]), *(_interval(found[name], plus=False) for name in ("bootstrap", "student"))]
+
+
+def _corrected(row: dict[str, Any]) -> str:
+    """Cell of the interval that counts all arms: of the ratio where there is one, else of the difference."""
+    return _interval((row.get("ratio") or row)["corrected"], plus=not row.get("ratio"))
 
 
 def _interval(found: dict[str, Any] | None, *, plus: bool = True) -> str:

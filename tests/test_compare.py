@@ -151,7 +151,7 @@ def test_dry_run(compared, pictures, tmp_path, capsys) -> None:
     ],
 )
 def test_wrong_usage(pictures, tmp_path, capsys, extra, message) -> None:
-    assert run_cli("compare", *options(pictures, tmp_path / "o"), *extra) in (1, 2)
+    assert run_cli("compare", *options(pictures, tmp_path / "o"), *extra) == 2
     assert message in capsys.readouterr().err and not (tmp_path / "o").exists()
 
 
@@ -404,6 +404,17 @@ def test_equal_tuning(pictures, tmp_path) -> None:
     setting = f"lr={trained['optim']['glr']:g},gamma={trained['loss']['gamma']:g}"
     assert setting == tuning["chosen"]["rooted:k=2"]["setting"] and trained["optim"]["glr"] == trained["optim"]["dlr"]
     assert (tmp_path / "compare.md").read_text().count("| chosen (lr at the grid's edge") == 2
+
+
+def test_another_length_of_tuning_is_refused_by_its_own_option(pictures, tmp_path) -> None:
+    asked = request(pictures, tmp_path, seeds="0", grid=arms.parse_grid("gamma=1,2"))
+    plan = compare.Planned.of(asked, {"schedule.kimg": "--kimg"})
+    job = plan.tuning_jobs()[0]
+    job.folder.mkdir(parents=True)
+    run_dir.write_json(job.folder / "run.json", {"fingerprint": plan.fingerprint(job)})
+    longer = dataclasses.replace(plan, request=dataclasses.replace(asked, tune_kimg=0.016))
+    with pytest.raises(ValueError, match="another run: --tune-kimg 0.008, now 0.016. Give"):
+        longer.record(longer.tuning_jobs()[0])
 
 
 def test_differences_outside_the_loss_are_refused(pictures, tmp_path) -> None:

@@ -111,6 +111,18 @@ def test_distances_are_judged_as_ratios_and_others_as_differences() -> None:
     assert found["differences"][0]["ratio"] is None
 
 
+def test_the_corrected_interval_is_shown_for_the_judged_figure_alone() -> None:
+    found = results_of(three_arms())
+    table = next(table for table in report_compare.tables(found) if table.title == "Paired differences")
+    shown = {(row[0], row[1]): row[table.header.index("corrected")] for row in table.rows}
+    ratio = next(row["ratio"]["corrected"] for row in found["differences"] if row["arm"] == "rooted:k=2")
+    assert shown["FD", "rooted:k=2"] == f"{ratio['low']:.4g} to {ratio['high']:.4g}"
+    assert shown["recall", "rooted:k=2"] == ""
+    table = report_compare.tables(summarise(three_arms(), arms=ARMS, seeds=range(5), judged_by="recall"))[2]
+    shown = {(row[0], row[1]): row[table.header.index("corrected")] for row in table.rows}
+    assert shown["recall", "rooted:k=2"].startswith("+") and shown["FD", "rooted:k=2"] == ""
+
+
 def test_figures_where_more_is_better() -> None:
     found = summarise(three_arms(), arms=ARMS, seeds=range(5), judged_by="recall")
     assert found["verdicts"][0]["outcome"] == paired.BETTER
@@ -226,6 +238,11 @@ def test_an_arm_of_failures_has_no_pair() -> None:
     assert "no pair of finished runs: rooted:k=2" in found["verdict"]
     assert all(row["arm"] != "rooted:k=2" for row in found["differences"])
     report_compare.page(found | PROVENANCE)
+
+
+def test_bands_leave_the_verdict_to_the_table() -> None:
+    note = report_compare.pictures(results_of(three_arms()))[-1].note
+    assert "no difference is seen" not in note and "the verdict goes by the table of paired differences" in note
 
 
 def test_bands_are_of_paired_differences() -> None:

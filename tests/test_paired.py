@@ -142,6 +142,17 @@ def test_differences_without_spread_claim_nothing_until_their_sign_does() -> Non
     assert none.outcome == paired.NONE_SEEN and "all 5 differences are +0" in none.text
 
 
+@pytest.mark.parametrize("of_ratios", [False, True])
+@pytest.mark.parametrize("base", [np.arange(20.0, 26.0), np.full(6, 1.0)])
+def test_rounding_all_the_same_way_is_no_difference(base, of_ratios) -> None:
+    """Six pairs one ulp apart were "worse" by the sign test ("mean ratio 1, 1 to 1"); near 1 logarithms vanish."""
+    found = compare_pairs(np.nextafter(base, 99), base, of_ratios=of_ratios)
+    assert found.bootstrap.mean == found.student.high == found.neutral
+    assert verdict("a", "b", found, what="FD").outcome == paired.NONE_SEEN
+    more = compare_pairs(base * (1 + 1e-10), base, of_ratios=of_ratios)
+    assert verdict("a", "b", more, what="FD").outcome == paired.WORSE
+
+
 def test_what_fails_more_often_is_never_the_better_one() -> None:
     clear = np.array([-5.0, -5.2, -4.9, -5.1, -4.8])
 
@@ -173,6 +184,8 @@ def test_many_comparisons_ask_for_more() -> None:
     assert verdict("a", "b", compare_pairs(d, ZERO), what="FD").outcome == paired.BETTER
     among = verdict("a", "b", compare_pairs(d, ZERO, num_comparisons=20), what="FD")
     assert among.outcome == paired.NONE_SEEN and "one of 20" in among.text
+    corrected = paired_difference(d, ZERO, method="t", level=1 - 0.05 / 20)
+    assert f"the interval corrected for that is {corrected.low:+.3g} to {corrected.high:+.3g})" in among.text
     with pytest.raises(ValueError, match="below 1"):
         compare_pairs(d, ZERO, num_comparisons=0)
 
@@ -192,6 +205,13 @@ def test_ratios_see_what_differences_cannot() -> None:
     assert scaled.corrected.low == pytest.approx(ratios.corrected.low, rel=1e-12)
     with pytest.raises(ValueError, match="positive"):
         compare_pairs(apart - 47, base, of_ratios=True)
+
+
+def test_ratios_beyond_floats_are_infinite() -> None:
+    found = compare_pairs([25, 8000], [22, 21], of_ratios=True, num_comparisons=20)
+    assert found.corrected.high == math.inf and 0 <= found.corrected.low < 1 and math.isfinite(found.student.mean)
+    assert verdict("a", "b", found, what="FD").outcome == paired.NONE_SEEN
+    assert paired_ratio([1e300, 1e300], [1e-300, 1e-299]).mean == math.inf
 
 
 def test_ratios_that_are_all_equal() -> None:
