@@ -220,9 +220,7 @@ def main() -> None:
         own = [found for found in comparisons.values() if any(v["arm"] == arm for v in found["verdicts"])]
         outcomes = [v["outcome"] for found in own for v in found["verdicts"] if v["arm"] == arm]
         counted = [str(outcomes.count(word)) for word in ("better", "no difference seen", "worse")]
-        rows.append(
-            [arm, *counted, str(len(own)), together(own, arm, len(arms)), with_blocks(own, arm, len(arms))]
-        )
+        rows.append([arm, *counted, str(len(own)), together(own, arm, len(arms)), with_blocks(own, arm, len(arms))])
     print("#### All together\n")
     names = ["arm", "better", "no difference seen", "worse", "of", "last figure over the baseline's (95 %)"]
     print(table([*names, "with seeds as blocks"], rows))
