@@ -85,6 +85,17 @@ def ratio(found: dict[str, Any], arm: str, against: str) -> str:
     return f"{r.mean:.2f}" if r.n == 1 else f"{r.mean:.2f} ({r.low:.2f} to {r.high:.2f})"
 
 
+def beside(found: dict[str, Any], other: dict[str, Any]) -> str:
+    """Ratios of last figures here to those of another comparison with the same seeds: same arm's, baseline's."""
+    theirs = [{**run, "arm": f"{run['arm']} there"} for run in other["runs"]]
+    both = {**found, "runs": [*found["runs"], *theirs]}
+    rows = [
+        [arm["name"], *(ratio(both, arm["name"], f"{name} there") for name in (arm["name"], other["baseline"]))]
+        for arm in found["arms"]
+    ]
+    return table(["arm here", "over the same arm there (t)", f"over {other['baseline']} there (t)"], rows)
+
+
 def geometric_mean(logs: dict[int, float], level: float = paired.LEVEL) -> paired.Interval:
     """Of what has these logarithms, with Student's interval."""
     return paired.paired_ratio(np.exp([*logs.values()]), np.ones(len(logs)), method="t", level=level)
@@ -206,11 +217,14 @@ def main() -> None:
     parser.add_argument("files", type=Path, nargs="+")
     parser.add_argument("--png", type=Path)
     parser.add_argument("--against", help="the arm of the ratios, instead of each comparison's baseline")
+    parser.add_argument("--other", type=Path, help="compare.json of the same seeds: ratios to its last figures, too")
     args = parser.parse_args()
     comparisons = {path.parent.name: json.loads(path.read_text(encoding="utf-8")) for path in args.files}
     for name, found in comparisons.items():
         differences = differences_table(found, args.against or found["baseline"])
         print(f"#### {name}\n\n{found['verdict']}\n\n{arms_table(found)}\n{differences}")
+        if args.other:
+            print(beside(found, json.loads(args.other.read_text(encoding="utf-8"))))
         if found["tuning"]:
             chosen = found["tuning"]["chosen"]
             print("Chosen: " + "; ".join(f"{arm}: {c['setting']}{c['note']}" for arm, c in chosen.items()) + "\n")

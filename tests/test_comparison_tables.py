@@ -104,3 +104,11 @@ def test_seeds_as_blocks_are_students_t_over_their_means(script) -> None:
     independent = script.together(found, ARM, 2)
     assert single not in independent and independent.endswith(", 12 pairs of 3 comparisons")
     assert script.with_blocks(found[:1], ARM, 2) == script.with_blocks([compared([1.1]), compared([1.2])], ARM, 2) == ""
+
+
+def test_ratios_to_another_comparison(script) -> None:
+    """Equal baselines; the arm ends at 1.2 times them here, and at twice them there."""
+    lines = script.beside(compared([1.2] * 3), compared([2.0] * 3)).splitlines()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+    assert rows[0] == [BASE, "1.00 (1.00 to 1.00)", "1.00 (1.00 to 1.00)"]
+    assert rows[1] == [ARM, "0.60 (0.60 to 0.60)", "1.20 (1.20 to 1.20)"]
