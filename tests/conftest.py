@@ -1,6 +1,7 @@
 """Shared fixtures: where the golden numbers lie, and one thread per test process for repeatable sums."""
 
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Iterator
@@ -19,6 +20,9 @@ import helpers  # noqa: E402
 import runs  # noqa: E402
 
 from torch_utils import custom_ops  # noqa: E402
+
+# Where the suite runs in the background of a shell script SIGINT is ignored, also in children; tests send it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The same examples in every run: what one run passes, the next must not fail. Fuzzing has scripts of its own.
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None)
