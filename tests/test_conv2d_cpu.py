@@ -26,6 +26,7 @@ CASES = [  # images, input channels, output channels, height and width of the in
     (2, 40, 33, (17, 11), 2, (0, 0)),
     (1, 5, 3, (3, 3), 2, (0, 0)),
     (32, 64, 66, (17, 18), 2, (0, 0)),  # tiles enough for every algorithm
+    (49, 64, 64, (8, 8), 1, (1, 1)),  # gradients to weights in two portions of tiles, the last of one block
 ]
 
 

@@ -222,6 +222,18 @@ def test_a_library_of_somebody_else_is_not_loaded(monkeypatch, tmp_path) -> None
     assert path.exists()
 
 
+def test_cleaning_goes_through_no_link_in_a_folder_for_all(monkeypatch, tmp_path) -> None:
+    """The spare folder's name is known to everybody: where it is a link, nothing behind it is ours to remove."""
+    for name in ("objects", "cpu-mine"):
+        (tmp_path / "theirs" / name).mkdir(parents=True)
+    monkeypatch.setattr(op_build, "spare_dir", lambda: tmp_path / "spare")
+    (tmp_path / "spare").symlink_to(tmp_path / "theirs")
+    op_build.cache_dir().mkdir(parents=True, exist_ok=True)
+    (op_build.cache_dir() / "cpu-stray").touch()
+    assert op_build.clean() == 0
+    assert sorted(p.name for p in (tmp_path / "theirs").iterdir()) == ["cpu-mine", "objects"]
+
+
 def test_sources_are_compiled_side_by_side_and_only_what_changed(monkeypatch, tmp_path) -> None:
     wait = f'while [ $(wc -l < "{tmp_path / "cxx"}.calls") -lt 3 ]; do'
     meet = f"n=0; {wait} sleep 0.05; n=$((n+1)); [ $n -lt 200 ] || exit 1; done"

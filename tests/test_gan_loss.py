@@ -10,6 +10,7 @@ from helpers import assert_close
 
 from stylegan_rooted.losses import LogisticLoss, RootedLogisticLoss
 from training import loss as loss_module
+from training.augment import AugmentPipe
 from training.loss import PHASES, GanLoss
 from training.networks import Discriminator, Generator
 
@@ -271,7 +272,10 @@ def test_augmentation_is_applied_to_reals_and_fakes_in_every_phase(small):
     "group, batch, passes",
     [(4, 4, 1), (2, 4, 1), (1, 3, 1), (3, 3, 1), (0, 3, 1), (None, 4, 2), (4, 2, 2)],
 )
-def test_fakes_and_reals_go_through_d_together_with_the_same_result(small, monkeypatch, group, batch, passes):
+@pytest.mark.parametrize("is_augmented", [False, True])
+def test_fakes_and_reals_go_through_d_together_with_the_same_result(
+    small, monkeypatch, group, batch, passes, is_augmented
+):
     """Minibatch-std groups hold fakes or reals, never both; where they cannot, D sees them one after the other."""
     results = []
     for limit in (1 << 16, 0):
@@ -283,6 +287,9 @@ def test_fakes_and_reals_go_through_d_together_with_the_same_result(small, monke
             loss.D = Discriminator(**kwargs).train().requires_grad_(False)
         else:
             loss.D.b4.mbstd.group_size = group
+        if is_augmented:
+            loss.augment_pipe = AugmentPipe(xflip=1, xint=1, brightness=1)
+            loss.augment_pipe.p.fill_(0.7)
         sizes = []
         loss.D.register_forward_hook(lambda _m, inputs, _y, sizes=sizes: sizes.append(len(inputs[0])))
         torch.manual_seed(1)
@@ -295,6 +302,14 @@ def test_fakes_and_reals_go_through_d_together_with_the_same_result(small, monke
         assert_close(reports[name], value, 1e-5, name)
     for name, value in expected.items():
         assert_close(found[name], value, 1e-5, name)
+
+
+def test_the_definitions_alone_see_fakes_and_reals_apart(small, monkeypatch):
+    monkeypatch.setenv("STYLEGAN_ROOTED_OPS", "ref")
+    loss, sizes = small.loss(LogisticLoss(), None), []
+    loss.D.register_forward_hook(lambda _m, inputs, _y: sizes.append(len(inputs[0])))
+    run_phase(small, loss, "Dmain")
+    assert len(sizes) == 2
 
 
 def test_works_without_reports_and_with_a_bare_protocol(small):

@@ -172,8 +172,10 @@ def clean() -> int:
     """Remove every kept library; returns how many there were. A process that has loaded one is not disturbed."""
     count = 0
     for place in (cache_dir(), spare_dir()):
+        if place == spare_dir() and not _is_private(place):
+            continue  # in a folder for all, where its name may be somebody else's link to anywhere
         for name in PLUGINS:
-            for entry in place.glob(f"{name}-*"):
+            for entry in filter(Path.is_dir, place.glob(f"{name}-*")):
                 count += len(list(entry.glob(f"{name}.so")))
                 shutil.rmtree(entry)
         shutil.rmtree(place / "objects", ignore_errors=True)

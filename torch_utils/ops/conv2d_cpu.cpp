@@ -1,5 +1,5 @@
-// 3x3 convolutions for the CPU where they beat torch's: Winograd's at stride 1 and 2, and transposed at stride 2; gradients
-// to weights at stride 2 by products alone.
+// 3x3 convolutions for the CPU where they beat torch's: Winograd's at stride 1 and 2, forward, transposed and to weights;
+// gradients to weights of few tiles at stride 2 by products alone.
 //
 // Schemas, shape functions and the choice between these and torch's own are in conv2d_cpu.py, formulas of gradients in
 // derivatives_cpu.cpp; here are only the numbers. Images and their gradients are channels-last, float32 or bfloat16; arithmetic is float32, results are

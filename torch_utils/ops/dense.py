@@ -80,7 +80,7 @@ def _suits_native(x: torch.Tensor, weight: torch.Tensor) -> bool:
         x.device.type == weight.device.type == "cpu"
         and x.dtype == weight.dtype
         and x.dtype in NATIVE_DTYPES
-        and 0 < len(x) <= NATIVE_MAX_SAMPLES
+        and 0 < x.shape[0] <= NATIVE_MAX_SAMPLES
         and custom_ops.fast_paths()
         and custom_ops.selected() == "native"
     )
