@@ -18,7 +18,7 @@ import numpy as np
 from scipy import stats
 
 from stylegan_rooted import paired
-from stylegan_rooted.compare_results import label, lower_is_better
+from stylegan_rooted.compare_results import FORMAT, label, lower_is_better
 
 SHOWN = ("kd", "density", "coverage", "memorisation")
 
@@ -212,6 +212,17 @@ def axis_label(found: dict[str, Any]) -> str:
     return f"{what} (mean of pairs, 95 % t interval); {better} is better"
 
 
+def read(path: Path) -> dict[str, Any]:
+    """compare.json; ends the program with one line where it is none."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"{path} cannot be read: {error}; wanted a compare.json that `compare` wrote") from None
+    if not isinstance(found, dict) or found.get("format") != FORMAT:
+        raise SystemExit(f"{path} is no comparison; wanted a compare.json that `compare` wrote")
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", type=Path, nargs="+")
@@ -219,12 +230,12 @@ def main() -> None:
     parser.add_argument("--against", help="the arm of the ratios, instead of each comparison's baseline")
     parser.add_argument("--other", type=Path, help="compare.json of the same seeds: ratios to its last figures, too")
     args = parser.parse_args()
-    comparisons = {path.parent.name: json.loads(path.read_text(encoding="utf-8")) for path in args.files}
+    comparisons = {path.parent.name: read(path) for path in args.files}
     for name, found in comparisons.items():
         differences = differences_table(found, args.against or found["baseline"])
         print(f"#### {name}\n\n{found['verdict']}\n\n{arms_table(found)}\n{differences}")
         if args.other:
-            print(beside(found, json.loads(args.other.read_text(encoding="utf-8"))))
+            print(beside(found, read(args.other)))
         if found["tuning"]:
             chosen = found["tuning"]["chosen"]
             print("Chosen: " + "; ".join(f"{arm}: {c['setting']}{c['note']}" for arm, c in chosen.items()) + "\n")

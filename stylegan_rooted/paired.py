@@ -3,7 +3,7 @@
 Two runs are a pair if they differ in one thing only, here the loss, and share seed, data and draws. What a pair's
 difference (or ratio, see `compare_pairs`) tells is freed of what the seed did to both. With few pairs every interval is
 coarse: the bootstrap's is then too narrow (`tests/test_paired.py` measures by how much), Student's needs differences
-that are about normal. So both are given, and `verdict` claims a difference only where all of them exclude "none", and
+that are about normal. So both are given, and `verdict` claims a difference only where all of them exclude equality, and
 once more at a level that counts how many comparisons were made.
 """
 
@@ -169,9 +169,10 @@ def verdict(
 ) -> Verdict:
     """One line about `name` against `baseline`; `found` is of name's values less (or over) baseline's.
 
-    A difference is claimed only where the bootstrap's, Student's and the corrected interval exclude none. Differences
-    that are all equal have no spread to make an interval of: then their common sign must do (an exact sign test at
-    the corrected level). What failed more often is never the better one: pairs that are left are those it survived.
+    A difference is claimed only where the bootstrap's, Student's and the corrected interval exclude equality.
+    Differences that are all equal have no spread to make an interval of: then their common sign must do (an exact sign
+    test at the corrected level). What failed more often is never the better one: pairs that are left are those it
+    survived.
 
     Args:
         what: What was measured, e.g. "final FD".

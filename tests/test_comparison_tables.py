@@ -112,3 +112,13 @@ def test_ratios_to_another_comparison(script) -> None:
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
     assert rows[0] == [BASE, "1.00 (1.00 to 1.00)", "1.00 (1.00 to 1.00)"]
     assert rows[1] == [ARM, "0.60 (0.60 to 0.60)", "1.20 (1.20 to 1.20)"]
+
+
+def test_what_is_no_comparison_is_refused_in_one_line(script, tmp_path) -> None:
+    for text in (None, "{", "[]", '{"format": "another"}'):
+        file = tmp_path / "compare.json"
+        if text is not None:
+            file.write_text(text)
+        with pytest.raises(SystemExit, match="wanted a compare.json") as refused:
+            script.read(file)
+        assert "\n" not in str(refused.value)

@@ -18,7 +18,7 @@ from torch_utils.ops import conv2d_gradfix, epilogue
 from training import networks
 
 PHASES = ("Gmain", "Greg", "Gboth", "Dmain", "Dreg", "Dboth")
-MAX_JOINT_PIXELS = 1 << 16  # of the fakes: with more of them one pass over fakes and reals saves memory's worth no more
+MAX_JOINT_PIXELS = 1 << 16  # of all fakes: beyond, one pass over fakes and reals costs memory and saves no time
 
 
 class AdversarialLoss(Protocol):

@@ -2,8 +2,8 @@
 // gradients to weights of few tiles at stride 2 by products alone.
 //
 // Schemas, shape functions and the choice between these and torch's own are in conv2d_cpu.py, formulas of gradients in
-// derivatives_cpu.cpp; here are only the numbers. Images and their gradients are channels-last, float32 or bfloat16; arithmetic is float32, results are
-// rounded once.
+// derivatives_cpu.cpp; here are only the numbers. Images and their gradients are channels-last, float32 or bfloat16;
+// arithmetic is float32, results are rounded once.
 //
 // Sources: Winograd, "Arithmetic Complexity of Computations", 1980; Lavin, Gray, "Fast Algorithms for Convolutional
 // Neural Networks", 2016 (arXiv:1509.09308). The sample points 0, +-1/sqrt(2), +-sqrt(2), infinity are ours: with the
